@@ -1,0 +1,72 @@
+# The suite's commands. `make` alone replicates Figures 1 to 3; `make help` lists everything.
+SCALE ?= laptop
+STUDIES := $(sort $(basename $(notdir $(wildcard configs/experiment/*.yaml))))
+REPLICATED := exact architecture fig1_mnist fig2_inception
+PY := .venv/bin/python
+export PYTHONWARNINGS ?= default
+
+# SEEDS=5 is seeds 0 to 4; STEPS=4000 another budget; ARGS=... any further override.
+overrides = scale=$(SCALE) $(if $(SEEDS),'seed=range($(SEEDS))') $(if $(STEPS),steps=$(STEPS)) $(ARGS)
+
+.DEFAULT_GOAL := replicate
+.PHONY: help setup data replicate report verify publish test lint format bench lock clean exact architecture $(STUDIES)
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  Studies, one target each (SCALE=smoke|laptop|gpu|paper SEEDS=n STEPS=n):"
+	@for study in $(STUDIES); do awk -v s=$$study 'NR == 2 {sub(/^# */, ""); printf "  %-16s %s\n", s, $$0}' configs/experiment/$$study.yaml; done
+
+setup: .venv/ready ## make the environment in .venv (again only when the pins change)
+
+.venv/ready: requirements.txt pyproject.toml
+	@test -x $(PY) || python3 -m venv .venv
+	@echo "setup: installing what requirements.txt pins into .venv (torch is large: some minutes the first time)"
+	@.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt > .venv/setup.log 2>&1 \
+	  || { grep -E '^ERROR|error:' .venv/setup.log | head -5; echo "setup: failed, see .venv/setup.log; 'make setup' goes on from here" >&2; exit 2; }
+	@touch $@
+
+data: setup ## fetch and verify MNIST and CIFAR-10
+	@$(PY) -m bn_replication.data mnist cifar10
+
+replicate: setup ## train Figures 1 to 3, judge the claims, write the report
+	@$(MAKE) --no-print-directory $(REPLICATED)
+	@$(MAKE) --no-print-directory report
+
+exact architecture: setup ## (exact claims: identities and counts, decided by numerics)
+exact:
+	@$(PY) -m bn_replication.exact --scale $(SCALE)
+architecture:
+	@$(PY) -m bn_replication.models.inception --out results/runs --scale $(SCALE) > /dev/null
+
+$(STUDIES): setup
+	@$(PY) -m bn_replication.train -m experiment=$@ $(overrides)
+
+report: setup ## judge what has run and write results/report.html
+	@$(PY) -m bn_replication.report
+
+publish: setup ## check the runs in results/runs and promote them to results/published
+	@$(PY) -m bn_replication.publish $(STUDY)
+
+verify: setup ## recompute every verdict and the scoreboard from the published records
+	@$(PY) -m bn_replication.verify
+
+test: setup ## run the tests (no download, under three minutes)
+	@$(PY) -m pytest -q
+
+lint: setup ## ruff and the type checker
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/basedpyright --level error
+
+format: setup ## let ruff format and fix what it can
+	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
+
+bench: setup ## measure speed against named peers, as ratios in one process run
+	@for each in benchmarks/[a-z]*.py; do $(PY) $$each || exit; done
+
+lock: ## compile requirements.txt again from pyproject.toml (needs uv)
+	@{ echo '# Every pin, compiled from pyproject.toml by `make lock`; the last line is the project itself.'; \
+	  uv pip compile --quiet --python 3.11 --extra dev --no-header --no-annotate pyproject.toml; echo '-e .'; } > requirements.new
+	@mv requirements.new requirements.txt
+
+clean: ## remove the environment and caches; runs and data stay
+	rm -rf .venv .pytest_cache .ruff_cache

@@ -1,0 +1,117 @@
+"""From validated configuration to objects: only classes of our own, held against their own signatures."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import math
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from torch import nn
+
+from bn_replication.errors import UserError, nearest
+from bn_replication.models import activation
+from bn_replication.schema import Component, Optimizer
+
+# What a `_target_` may name: the public classes of these modules, and nothing else.
+ALLOWED = {
+    "norm": ("bn_replication.norms",),
+    "model": ("bn_replication.models.mlp", "bn_replication.models.inception"),
+}
+
+
+def norm(component: Component) -> Callable[[int], nn.Module]:
+    """Return the constructor, channels -> module, of the normalisation that ``component`` describes."""
+    target = _target("norm", component)
+    return functools.partial(target, **_checked("norm", target, component.arguments))
+
+
+def model(component: Component, norm_layer: Callable[[int], nn.Module]) -> Callable[..., nn.Module]:
+    """Return what builds the network of ``component``: (``shape``, ``classes``, ``generator``) -> module.
+
+    ``shape`` is that of one input (C, H, W); ``generator`` draws the initial weights.
+    """
+    arguments = component.arguments
+    act_layer = activation(arguments.pop("act", "relu"))
+    target = _target("model", component)
+    arguments = _checked("model", target, arguments)
+
+    def construct(shape: tuple[int, int, int], classes: int, generator: torch.Generator) -> nn.Module:
+        sizes = {"in_features": math.prod(shape), "in_channels": shape[0], "image_size": shape[1]}
+        taken = inspect.signature(target).parameters
+        return target(
+            norm_layer=norm_layer,
+            act_layer=act_layer,
+            classes=classes,
+            generator=generator,
+            **{key: size for key, size in sizes.items() if key in taken},
+            **arguments,
+        )
+
+    return construct
+
+
+def sgd(network: nn.Module, options: Optimizer) -> torch.optim.SGD:
+    """Return SGD over ``network``: weights decay; biases and what a norm learns do not unless ``l2_on_norm``.
+
+    ``torch.optim.SGD`` adds ``weight_decay * w`` to the gradient, which is that of ``0.5 * weight_decay * |w|^2``.
+    """
+    # Weights are matrices and kernels; gamma, beta and biases, and no others, are the parameters of norms or vectors.
+    normed = {
+        id(p) for m in network.modules() if type(m).__module__ == "bn_replication.norms" for p in m.parameters(recurse=False)
+    }
+    spared = [p for p in network.parameters() if id(p) in normed or p.dim() == 1]
+    weights = [p for p in network.parameters() if id(p) not in normed and p.dim() > 1]
+    decay = options.l2 * options.l2_multiple
+    groups = [
+        {"params": weights, "weight_decay": decay},
+        {"params": spared, "weight_decay": decay if options.l2_on_norm else 0.0},
+    ]
+    rate = options.rate * options.multiple
+    return torch.optim.SGD(groups, lr=rate, momentum=options.momentum, nesterov=options.nesterov)
+
+
+def _target(group: str, component: Component) -> type:
+    module, _, name = component.target.rpartition(".")
+    where = f"mend it in configs/{group}/"
+    if module not in ALLOWED[group]:
+        raise UserError(
+            f"{group}._target_: found '{component.target}', expected a class of {' or '.join(ALLOWED[group])}; {where}"
+        )
+    members = vars(importlib.import_module(module))
+    classes = [key for key, value in members.items() if _is_own_module_class(value, module)]
+    if name not in classes:
+        raise UserError(
+            f"{group}._target_: found '{name}', expected one of {', '.join(classes)}{nearest(name, classes)}; {where}"
+        )
+    return members[name]
+
+
+def _is_own_module_class(value: Any, module: str) -> bool:
+    return inspect.isclass(value) and issubclass(value, nn.Module) and value.__module__ == module
+
+
+def _checked(group: str, target: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``arguments`` with each name and type held against ``target``'s signature."""
+    parameters = inspect.signature(target).parameters
+    types = typing.get_type_hints(target.__init__)
+    where = f"mend it on the command line or in configs/{group}/"
+    checked = {}
+    for key, value in arguments.items():
+        if key == "_partial_":
+            continue
+        if key not in parameters:
+            known = f"{group}.{key}', expected an argument of {target.__name__}{nearest(key, parameters)}"
+            raise UserError(f"found unknown key '{known}; {where}")
+        try:
+            adapter = TypeAdapter(types.get(key, Any), config=ConfigDict(arbitrary_types_allowed=True))
+            checked[key] = adapter.validate_python(value)
+        except ValidationError as error:
+            wanted = error.errors()[0]["msg"].removeprefix("Input should be ")
+            raise UserError(f"{group}.{key}: found {value!r}, expected {wanted}; {where}") from None
+    return checked

@@ -1,0 +1,59 @@
+"""A training state on disk: saved so that a kill loses no more than the steps since the last one.
+
+A checkpoint is what ``torch.save`` writes followed by its SHA-256. Two are kept; one that is cut short or
+altered is recognised by its digest and the one before it is used. Only tensors and plain values are ever
+read back (``weights_only=True``): a checkpoint cannot run code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bn_replication.records import atomic_write
+
+CURRENT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+def save(directory: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` as the newest checkpoint of ``directory``, keeping the one before it.
+
+    Raises ``OSError`` where it cannot be written; the earlier checkpoints are then intact.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = buffer.getvalue()
+    # Linked, not renamed: at no moment is there no file under the current name.
+    with contextlib.suppress(FileNotFoundError):
+        staging = directory / f".{PREVIOUS}.{os.getpid()}"
+        os.link(directory / CURRENT, staging)
+        os.replace(staging, directory / PREVIOUS)
+    atomic_write(directory / CURRENT, payload + hashlib.sha256(payload).digest())
+
+
+def load(directory: Path, device: str = "cpu") -> dict[str, Any] | None:
+    """Return the newest sound checkpoint of ``directory``, or ``None``; a damaged one is warned of and passed over."""
+    for name in (CURRENT, PREVIOUS):
+        path = directory / name
+        if not path.exists():
+            continue
+        content = path.read_bytes()
+        payload, recorded = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+        if hashlib.sha256(payload).digest() == recorded:
+            return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+        warnings.warn(f"{path}: found a damaged checkpoint (wrong digest), going back to an earlier one", stacklevel=2)
+    return None
+
+
+def discard(directory: Path) -> None:
+    """Remove the checkpoints of a run that has ended."""
+    for name in (CURRENT, PREVIOUS):
+        (directory / name).unlink(missing_ok=True)

@@ -1,0 +1,20 @@
+"""The one error a user's mistake raises, and the nearest valid name to put in it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """What was found, what was expected, and where to mend it, in one line; the command line exits with 2."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the choice closest to ``word``, or an empty string."""
+    names = [str(choice) for choice in choices]
+    # A dotted key is most often misspelt in its last part, so those are compared too.
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6) or [
+        name for name in names if difflib.get_close_matches(word.rpartition(".")[2], [name.rpartition(".")[2]], cutoff=0.75)
+    ]
+    return f"; did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,813 @@
+"""Figures: tidy frames of records on matplotlib axes, in one style, each beside the numbers it was drawn from.
+
+Warm colours are plain networks, cool ones are normalised by batch, in every figure (Okabe & Ito's palette, told apart by
+the colour-blind; dashes and markers say the same again). A strong line is the median over seeds, a thin one is a
+seed, a band spans the lowest to the highest seed: no seed is hidden, and no interval is implied. A run that
+diverges ends at its cross. Functions take axes and frames; :func:`draw_study` decides which of them a study's records can feed.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import colors, rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from bn_replication import metrics
+from bn_replication.records import atomic_write, load_activations, load_curves
+
+STYLE: dict[str, Any] = {
+    "svg.hashsalt": "bn-replication",  # identifiers, and so the file, depend on the content alone
+    "svg.fonttype": "none",  # text stays text: to be searched, read aloud and set in the page's own face
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Helvetica", "Arial"],
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.labelcolor": "#333333",
+    "axes.edgecolor": "#888888",
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "xtick.color": "#888888",
+    "ytick.color": "#888888",
+    "xtick.labelcolor": "#333333",
+    "ytick.labelcolor": "#333333",
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.solid_capstyle": "round",
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 160,
+}
+styled = rc_context(STYLE)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one line is drawn, and the key it belongs to in the legend."""
+
+    label: str
+    colour: str
+    dash: str = "-"
+    marker: str = "o"
+
+
+VERMILLION, ORANGE, BLUE, SKY, GREEN, PURPLE, GREY = (
+    "#D55E00", "#E69F00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#555555"
+)  # fmt: skip
+NORMS = {
+    "none": Look("plain", VERMILLION, "-", "s"),
+    "batch": Look("BN", BLUE),
+    "reference": Look("BN, our own", BLUE, "--", "D"),
+    "batch_no_affine": Look("BN without γ, β", SKY, "-", "v"),
+    "layer": Look("layer norm", PURPLE, "-", "^"),
+    "group": Look("group norm", PURPLE, "--", "P"),
+    "detached": Look("statistics detached", GREY, "--", "X"),
+}
+VARIANTS = {
+    "inception": Look("Inception", VERMILLION, "-", "s"),
+    "bn_baseline": Look("BN-Baseline", SKY, "-", "o"),
+    "bn_x5": Look("BN-x5", BLUE, "-", "^"),
+    "bn_x30": Look("BN-x30", GREEN, "-", "D"),
+    "bn_x5_sigmoid": Look("BN-x5-Sigmoid", BLUE, "--", "v"),
+    "inception_x5": Look("Inception at x5", ORANGE, "-", "P"),
+    "inception_sigmoid": Look("Inception-Sigmoid", VERMILLION, "--", "X"),
+}
+_DASHES = ("-", "--", ":", "-.")
+_BAND = "Strong: median over seeds; thin: each seed; band: lowest to highest seed."
+
+
+# --- records to tidy frames --------------------------------------------------------------------------------
+
+
+def looks(runs: pd.DataFrame) -> dict[str, Look]:
+    """Return the look of every arm in ``runs`` (rows of one study), in the order a legend should list them.
+
+    An arm is known by its variant, else by its norm; what else its name says is added where arms would share a label.
+    """
+    arms = runs.drop_duplicates("arm").set_index("arm")
+    bases = {str(arm): _base(row) for arm, row in arms.iterrows()}
+    known = [*VARIANTS.values(), *NORMS.values()]
+    ordered = sorted(
+        bases, key=lambda arm: (known.index(bases[arm]) if bases[arm] in known else 99, _natural(arm))
+    )
+    shared = {
+        look.label: [arm for arm in ordered if bases[arm].label == look.label] for look in bases.values()
+    }
+    result = {}
+    for arm in ordered:
+        base, siblings = bases[arm], shared[bases[arm].label]
+        if len(siblings) > 1:
+            rest = [token for token in arm.split(",") if token.partition("=")[0] not in ("norm", "variant")]
+            named = ", ".join(token.rpartition(".")[2].replace("=", " ") for token in rest)
+            dash = _DASHES[siblings.index(arm) % len(_DASHES)]
+            base = Look(f"{base.label}, {named}" if named else base.label, base.colour, dash, base.marker)
+        result[arm] = base
+    return result
+
+
+def _base(row: Mapping[str, Any]) -> Look:
+    """Return the look of the variant or norm that a run chose; a run with neither is grey under its arm's name."""
+    variant, norm = row.get("choice.variant"), row.get("choice.norm")
+    if variant in VARIANTS:
+        return VARIANTS[variant]
+    if norm in NORMS:
+        return NORMS[norm]
+    return Look(str(norm) if isinstance(norm, str) else "run", GREY)
+
+
+def _known() -> list[Look]:
+    return [*VARIANTS.values(), *NORMS.values()]
+
+
+def _words(key: str) -> str:
+    """Return ``model.init_scale`` as ``init scale``."""
+    return key.rpartition(".")[2].replace("_", " ")
+
+
+def _natural(text: str) -> list[Any]:
+    """Return a sorting key under which 2 comes before 10."""
+    return [
+        (0, float(part), "") if i % 2 else (1, 0.0, part)
+        for i, part in enumerate(re.split(r"(\d+\.?\d*)", text))
+    ]
+
+
+def accuracy(curves: pd.DataFrame) -> str:
+    """Return the name of the held-out accuracy in ``curves``: the test set's, or a tuning study's validation split's."""
+    return (
+        "test_accuracy"
+        if "test_accuracy" in curves and curves["test_accuracy"].notna().any()
+        else "validation_accuracy"
+    )
+
+
+def over_seeds(frame: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return the lowest, median and highest seed of ``column`` by arm and step, with the number of seeds."""
+    grouped = frame.dropna(subset=[column]).groupby(["arm", "step"], sort=True)[column]
+    return grouped.agg(low="min", median="median", high="max", seeds="count").reset_index()
+
+
+def ends(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a run with its last held-out accuracy as ``accuracy``, and its rate at step 0 as ``rate``."""
+    curves = curves.sort_values("step", kind="stable")
+    last = curves.dropna(subset=[accuracy(curves)]).groupby("run")[accuracy(curves)].last()
+    frame = runs.assign(accuracy=runs["run"].map(last))
+    if "optimizer.rate" in frame:
+        frame["initial rate"] = frame["optimizer.rate"] * frame.get("optimizer.multiple", 1.0)
+    return frame
+
+
+def swept(runs: pd.DataFrame) -> str | None:
+    """Return the numeric setting that a study sweeps (at least three values within one norm or variant), if any."""
+    frame = runs.assign(line=[_base(row).label for _, row in runs.iterrows()])
+    if {"optimizer.rate", "optimizer.multiple"} <= set(frame):
+        frame["initial rate"] = frame["optimizer.rate"] * frame["optimizer.multiple"]
+        frame = frame.drop(columns=["optimizer.rate", "optimizer.multiple"])
+    outcome = ("summary.", "choice.")
+    for key in frame.columns[::-1]:  # derived settings first
+        if (
+            key in ("seed", "steps_done", "seconds")
+            or key.startswith(outcome)
+            or not pd.api.types.is_numeric_dtype(frame[key])
+        ):
+            continue
+        if frame.groupby("line")[key].nunique().max() >= 3 and not pd.api.types.is_bool_dtype(frame[key]):
+            return key
+    return None
+
+
+def unit_percentiles(activations: pd.DataFrame) -> pd.DataFrame:
+    """Return p15, p50, p85 of each unit that was probed one by one: one row a run, step, layer and unit."""
+    if "units" not in activations:
+        return pd.DataFrame(
+            columns=pd.Index(["run", "arm", "seed", "step", "layer", "unit", "p15", "p50", "p85"])
+        )
+    parts = []
+    rows = activations[activations["units"].map(lambda value: isinstance(value, list))]
+    for run, arm, seed, step, layer, units in rows[
+        ["run", "arm", "seed", "step", "layer", "units"]
+    ].itertuples(index=False):
+        low, middle, high = np.asarray(units, float)
+        part = {
+            "run": run,
+            "arm": arm,
+            "seed": seed,
+            "step": step,
+            "layer": layer,
+            "unit": np.arange(len(middle)),
+        }
+        parts.append(pd.DataFrame(part | {"p15": low, "p50": middle, "p85": high}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def typical_units(units: pd.DataFrame) -> dict[str, int]:
+    """Return each run's typical unit: the one whose median travels farthest-but-half, the rule the paper leaves out.
+
+    A unit's travel is the range of its median over training; of all units the one of median travel is typical (the
+    lower of two), so that neither the calmest nor the wildest sigmoid is shown.
+    """
+    travel = units.groupby(["run", "unit"])["p50"].agg(lambda p: p.max() - p.min()).reset_index()
+    chosen = {}
+    for run, own in travel.groupby("run"):
+        ranked = own.sort_values(["p50", "unit"])["unit"].to_numpy()
+        chosen[str(run)] = int(ranked[(len(ranked) - 1) // 2])
+    return chosen
+
+
+def layer_bands(activations: pd.DataFrame) -> pd.DataFrame:
+    """Return p15, p50, p85, mean and std of each layer's input as numbers, ``depth`` counting layers from 0."""
+    depth = {layer: i for i, layer in enumerate(activations.drop_duplicates("layer")["layer"])}
+    frame = activations[["run", "arm", "seed", "step", "layer", "mean", "std"]].copy()
+    frame["depth"] = frame["layer"].map(depth)
+    frame[["p15", "p50", "p85"]] = np.array(activations["percentiles"].tolist(), dtype=float).reshape(-1, 3)
+    return frame.astype({"mean": float, "std": float})
+
+
+# --- one figure's axes -------------------------------------------------------------------------------------
+
+
+def steps_axis(ax: Axes, log: bool = False) -> None:
+    """Label the x axis with training steps, thousands as K as the paper does."""
+    ax.set_xlabel("training steps")
+    if log:
+        ax.set_xscale("symlog", linthresh=1, linscale=0.3)
+        ax.xaxis.set_major_locator(FixedLocator([0, *10.0 ** np.arange(1, 8, 2)]))
+        ax.xaxis.set_minor_locator(FixedLocator(10.0 ** np.arange(8)))
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
+
+
+def short(number: float) -> str:
+    """Return 50000 as ``50K`` and 2100000 as ``2.1M``."""
+    for size, letter in ((1e6, "M"), (1e3, "K")):
+        if abs(number) >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"
+
+
+def learning_curves(ax: Axes, runs: pd.DataFrame, curves: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Draw ``column`` over steps, every seed thin, their median strong and their range as a band; return the medians."""
+    style, frame = looks(runs), curves.dropna(subset=[column])
+    middle = over_seeds(frame, column)
+    diverged = set(runs.loc[runs["status"] == "diverged", "run"])
+    for arm, look in style.items():
+        own = middle[middle["arm"] == arm]
+        if own.empty:
+            continue
+        ax.fill_between(own["step"], own["low"], own["high"], color=look.colour, alpha=0.13, linewidth=0)
+        for run, seed in frame[frame["arm"] == arm].groupby("run"):
+            ax.plot(
+                seed["step"], seed[column], color=look.colour, alpha=0.45, linewidth=0.5, linestyle=look.dash
+            )
+            if run in diverged:
+                last = seed.iloc[-1]
+                ax.plot(
+                    last["step"],
+                    last[column],
+                    "x",
+                    color=look.colour,
+                    markersize=7,
+                    markeredgewidth=1.6,
+                    clip_on=False,
+                )
+        ax.plot(
+            own["step"],
+            own["median"],
+            color=look.colour,
+            linewidth=1.7,
+            linestyle=look.dash,
+            label=look.label,
+        )
+    steps_axis(ax)
+    ax.set_ylabel(column.replace("_", " "))
+    return middle
+
+
+def fig1a(ax: Axes, runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """Figure 1a in the paper's axes: test accuracy, 0.7 to 1, over 50,000 steps."""
+    middle = learning_curves(ax, runs, curves, accuracy(curves))
+    ax.set(ylim=(0.7, 1), xlim=(0, max(curves["step"].max(), 1)))
+    ax.legend(loc="lower right")
+    return middle
+
+
+def sigmoid_inputs(ax: Axes, units: pd.DataFrame, look: Look, every_unit: bool = False) -> pd.DataFrame:
+    """Figure 1b or 1c in the paper's axes (-2 to 2): the {15, 50, 85}th percentiles of a sigmoid's input over time.
+
+    One line a percentile and run for the typical unit; with ``every_unit`` each percentile's median over all units of all
+    runs, in a band that holds 70% of them.
+    """
+    if every_unit:
+        long = units.melt(["step"], ["p15", "p50", "p85"], var_name="percentile", value_name="input")
+        drawn = (
+            long.groupby(["percentile", "step"])["input"].quantile([0.15, 0.5, 0.85]).unstack().reset_index()
+        )
+        drawn.columns = pd.Index(["percentile", "step", "low", "median", "high"])
+        for percentile, own in drawn.groupby("percentile"):
+            ax.fill_between(own["step"], own["low"], own["high"], color=look.colour, alpha=0.16, linewidth=0)
+            ax.plot(
+                own["step"], own["median"], color=look.colour, linewidth=1.7 if percentile == "p50" else 1.0
+            )
+    else:
+        unit = typical_units(units)
+        drawn = units[units["unit"] == units["run"].map(unit)].reset_index(drop=True)
+        for i, (_, own) in enumerate(drawn.groupby("seed")):
+            for percentile in ("p15", "p50", "p85"):
+                width = (1.7 if percentile == "p50" else 1.0) if i == 0 else 0.5
+                ax.plot(
+                    own["step"],
+                    own[percentile],
+                    color=look.colour,
+                    linewidth=width,
+                    alpha=1 if i == 0 else 0.35,
+                )
+    steps_axis(ax)
+    ax.set(ylim=(-2, 2), xlim=(0, max(units["step"].max(), 1)))
+    ax.set_yticks([-2, 0, 2])
+    return drawn
+
+
+def fig2(ax: Axes, runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """Figure 2: held-out accuracy over steps, a marker where each variant reaches Inception's best.
+
+    The dashed line is the median over seeds of the plain net's best accuracy, as each marker is the median over seeds of
+    the steps to the plain net's best *of the same seed* (Figure 3), drawn only if more than half of the seeds got there.
+    """
+    middle = learning_curves(ax, runs, curves, accuracy(curves))
+    reached = steps_to_plain_best(runs, curves)
+    target = reached["target"].median()
+    ax.axhline(target, color=VERMILLION, linewidth=0.8, linestyle=(0, (4, 3)))
+    for arm, look in looks(runs).items():
+        step = reached.loc[reached["arm"] == arm, "steps"].fillna(np.inf).median()
+        if np.isfinite(step):
+            ax.plot(
+                step, target, look.marker, color=look.colour, markersize=7, markeredgecolor="white", zorder=5
+            )
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=look.colour,
+            linestyle=look.dash,
+            marker=look.marker,
+            markeredgecolor="white",
+            label=look.label,
+        )
+        for look in looks(runs).values()
+    ]
+    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    ax.set_xlim(0, max(curves["step"].max(), 1))
+    return middle.merge(
+        reached.groupby("arm", as_index=False).agg(
+            target=("target", "median"), steps_to_target=("steps", "median")
+        ),
+        "left",
+    )
+
+
+def steps_to_plain_best(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """Return, for each run, its best accuracy and the steps to that of the plain Inception of its seed; NaN if never."""
+    column = accuracy(curves)
+    plain = set(runs.loc[runs["choice.variant"] == "inception", "run"])
+    own = {run: frame.sort_values("step") for run, frame in curves.groupby("run")}
+    best = {run: metrics.best(frame["step"], frame[column]) for run, frame in own.items()}
+    targets = {row.seed: best[row.run] for row in runs.itertuples() if row.run in plain and row.run in best}
+    rows = []
+    for row in runs[runs["run"].isin(list(own))].itertuples():
+        target, frame = targets.get(row.seed, np.nan), own[row.run]
+        reached = metrics.steps_to(frame["step"], frame[column], target, row.steps_done)
+        steps = np.nan if reached.censored else reached.step
+        rows.append(
+            {
+                "run": row.run,
+                "arm": row.arm,
+                "seed": row.seed,
+                "target": target,
+                "steps": steps,
+                "best": best[row.run],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def fig3_table(runs: pd.DataFrame, curves: pd.DataFrame, paper: Mapping[str, Any]) -> pd.DataFrame:
+    """Return Figure 3 with the paper's numbers beside ours: medians over seeds, ratios of steps in both.
+
+    ``paper`` is the ``fig3`` part of experiments/paper.yaml. Accuracies are fractions, ``times fewer`` is Inception's
+    steps to its best over the variant's, a median that is censored (half of the seeds or more never got there) is NaN.
+    """
+    reached = steps_to_plain_best(runs, curves)
+    variant = runs.set_index("run")["choice.variant"]
+    initial = ends(runs, curves).set_index("run").get("initial rate", pd.Series(dtype=float))
+    rows = []
+    for name, look in VARIANTS.items():
+        given = {key: leaf["value"] for key, leaf in paper.get(name, {}).items()}
+        own = reached[reached["run"].map(variant) == name]
+        steps = own["steps"].fillna(np.inf).median() if len(own) else np.nan
+        rows.append(
+            {
+                "model": look.label,
+                "seeds": len(own),
+                "rate, paper": given.get("rate"),
+                "rate, ours": initial.reindex(own["run"]).median() if len(own) else np.nan,
+                "steps, paper": given.get("steps_to_target"),
+                "steps, ours": steps if np.isfinite(steps) else np.nan,
+                "reached, ours": int(own["steps"].notna().sum()),
+                "accuracy, paper": given.get("accuracy"),
+                "accuracy, ours": own["best"].median() if len(own) else np.nan,
+            }
+        )
+    table = pd.DataFrame(rows).set_index("model").astype(float)
+    for side in ("paper", "ours"):
+        table[f"times fewer, {side}"] = table[f"steps, {side}"].iloc[0] / table[f"steps, {side}"]
+    return table.reset_index()
+
+
+def response(ax: Axes, runs: pd.DataFrame, curves: pd.DataFrame, key: str) -> pd.DataFrame:
+    """Draw the accuracy each run ends with over a swept setting: every seed a point, the axis log if it spans a decade.
+
+    A line joins the medians over the seeds of a norm or variant, and stops where half of them or more diverged;
+    those are crosses on the floor of the axes.
+    """
+    frame = ends(runs, curves)
+    bases = [_base(row) for _, row in frame.iterrows()]
+    frame = frame.assign(line=[base.label for base in bases], diverged=frame["status"] == "diverged")
+    frame["drawn"] = frame["accuracy"].where(~frame["diverged"])
+    alive = frame["drawn"].dropna()
+    floor = alive.min() - 0.1 * max(alive.max() - alive.min(), 0.05) if len(alive) else 0.0
+    for look in [look for look in _known() if look in bases] + [look for look in dict.fromkeys(bases) if look not in _known()]:
+        own = frame.loc[frame["line"] == look.label].sort_values(key)
+        middle = own.groupby(key)["drawn"].median().where(own.groupby(key)["diverged"].mean() < 0.5)
+        ax.plot(middle.index, middle, color=look.colour, linestyle=look.dash, linewidth=1.5, label=look.label)
+        ax.plot(own[key], own["drawn"], look.marker, color=look.colour, markersize=4, alpha=0.6, markeredgewidth=0)
+        died = own.loc[own["diverged"], key]
+        ax.plot(died, [floor] * len(died), "x", color=look.colour, markersize=6, markeredgewidth=1.4)
+    handles, labels = ax.get_legend_handles_labels()
+    if frame["diverged"].any():
+        handles.append(Line2D([], [], linestyle="", marker="x", color=GREY, markeredgewidth=1.4))
+        labels.append("diverged")
+    ax.legend(handles, labels, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4)
+    values = frame[key].dropna()
+    if (values > 0).all() and values.max() >= 10 * values.min():
+        ax.set_xscale("log")
+    ax.set(xlabel=_words(key), ylabel="accuracy at the end")
+    return frame[["line", "arm", "seed", key, "accuracy", "status"]].sort_values(["line", key, "seed"])
+
+
+def layer_band(ax: Axes, bands: pd.DataFrame, look: Look) -> None:
+    """Draw one layer's input over (log) steps: the median, and the 15th to 85th percentile as a band."""
+    own = bands.groupby("step")[["p15", "p50", "p85"]].median()
+    ax.fill_between(own.index, own["p15"], own["p85"], color=look.colour, alpha=0.25, linewidth=0)
+    ax.plot(own.index, own["p50"], color=look.colour, linewidth=1.2)
+    steps_axis(ax, log=True)
+
+
+def depth_map(ax: Axes, bands: pd.DataFrame, column: str, norm: colors.Normalize, cmap: str) -> Any:
+    """Draw ``column`` of every layer (rows, input at the top) over the probe's steps (columns); return the mesh."""
+    table = bands.pivot_table(index="depth", columns="step", values=column, aggfunc="median")
+    mesh = ax.pcolormesh(
+        np.arange(table.shape[1] + 1),
+        np.arange(table.shape[0] + 1),
+        table,
+        norm=norm,
+        cmap=cmap,
+        rasterized=True,
+    )
+    ax.invert_yaxis()
+    ticks = np.unique(np.linspace(0, table.shape[1] - 1, 4).round().astype(int))
+    ax.set_xticks(ticks + 0.5, [short(table.columns[i]) for i in ticks])
+    ax.grid(visible=False)
+    return mesh
+
+
+DETACHED = {  # suffix of the columns: label, colour, dash
+    "": ("mean outside the gradient", VERMILLION, "-"),
+    "_scaled": ("and divided by the standard deviation", ORANGE, "--"),
+    "_true": ("mean inside the gradient, as BN does", BLUE, "-"),
+}
+
+
+def detached(bias: Axes, loss: Axes, curves: pd.DataFrame) -> pd.DataFrame:
+    """Section 2's counter-example: statistics outside the gradient, so b grows without bound while the loss stays.
+
+    ``curves`` has ``b`` and ``loss`` with the suffixes of :data:`DETACHED`. The size of b is drawn (its sign is chance),
+    and each loss over its own at the start; every seed thin, their median strong.
+    """
+    parts = []
+    for suffix, (label, colour, dash) in DETACHED.items():
+        if f"b{suffix}" not in curves:
+            continue
+        own = curves[["run", "seed", "step"]].assign(setting=label, bias=curves[f"b{suffix}"].abs())
+        own["loss"] = curves[f"loss{suffix}"] / curves.groupby("run")[f"loss{suffix}"].transform("first")
+        parts.append(own)
+        for ax, column in ((bias, "bias"), (loss, "loss")):
+            for _, seed in own.groupby("run"):
+                ax.plot(seed["step"], seed[column], color=colour, linestyle=dash, linewidth=0.5, alpha=0.45)
+            middle = own.groupby("step")[column].median()
+            ax.plot(middle.index, middle, color=colour, linestyle=dash, linewidth=1.7, label=label)
+            steps_axis(ax)
+    bias.set(ylabel="size of the bias b", yscale="symlog")
+    loss.set(ylabel="loss / loss at the start", ylim=(0.0, 2.0))
+    return pd.concat(parts, ignore_index=True).drop(columns="run")
+
+
+def effect(
+    ax: Axes,
+    rows: Sequence[tuple[str, float, float, float]],
+    bounds: tuple[float, float],
+    kind: str,
+    paper: float | None = None,
+) -> None:
+    """Draw intervals against the bounds that decide: wholly within the shade is reproduced, wholly outside contradicted.
+
+    Args:
+        rows: label, estimate, low, high, in the effect's own unit; infinite ends run off the axis as arrows.
+        bounds: in that unit too, open ends infinite.
+        kind: ratio, difference or share.
+        paper: the paper's number in the same unit, if it prints one.
+    """
+    low, high = bounds
+    neutral = 1.0 if kind == "ratio" else 0.0
+    ends = [v for row in rows for v in row[1:] if np.isfinite(v) and (kind != "ratio" or v > 0)]
+    marks = [v for v in (*ends, paper, neutral, low, high) if v is not None and np.isfinite(v) and (kind != "ratio" or v > 0)]
+    if kind == "ratio":
+        ax.set_xscale("log")
+        # Beyond four decades an end is as good as unbounded, and the rest stays legible.
+        left, right = max(min(marks), 1e-4) / 1.5, min(max(marks), 1e4) * 1.5
+    else:
+        pad = 0.08 * (max(marks) - min(marks)) or 0.1
+        left, right = (min(marks) - pad, max(marks) + pad) if kind == "difference" else (0.0, 1.0)
+    ax.set_xlim(left, right)
+    ax.axvspan(max(low, left), min(high, right), color="#dcefe7", linewidth=0)
+    ax.axvline(neutral, color="#888888", linewidth=0.8)
+    for i, (label, estimate, start, end) in enumerate(rows):
+        ax.plot([max(start, left), min(end, right)], [i, i], color="#1a1a1a", linewidth=2, solid_capstyle="butt")
+        for at, tip, open_end in ((left, "<", start < left), (right, ">", end > right)):
+            if open_end:
+                ax.plot(at, i, tip, color="#1a1a1a", markersize=6, clip_on=False)
+        if np.isfinite(estimate):
+            ax.plot(estimate, i, "o", color="#1a1a1a", markersize=6, zorder=3)
+        ax.text(-0.02, i, label, transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=8)
+    if paper is not None:
+        ax.plot(paper, -0.75, "D", color=PURPLE, markersize=6, clip_on=False)
+        ax.annotate("paper", (paper, -0.75), (6, 0), textcoords="offset points", va="center", fontsize=8)
+    ax.set(yticks=[], ylim=(len(rows) - 0.4, -1.1 if paper is not None else -0.6))
+    ax.set_xlabel({"ratio": "treatment / control", "difference": "treatment − control", "share": "share of seeds"}[kind], fontsize=8)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if kind == "ratio" else MaxNLocator(5))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.4g}"))
+    if kind == "ratio":
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.tick_params(labelsize=8)
+    ax.grid(visible=False)
+    ax.spines["left"].set_visible(False)
+
+
+# --- whole figures, and where they go ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A finished figure: file name, title, what a reader must know to read it, and the frame it was drawn from."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+    frame: pd.DataFrame
+
+
+def draw_study(runs: pd.DataFrame) -> list[Drawing]:
+    """Return every figure that the records of one study at one scale can feed, the most telling first."""
+    curves, activations = load_curves(runs), load_activations(runs)
+    drawings: list[Drawing | None] = []
+    if "units" in activations and swept(runs) is None:
+        drawings += [draw_fig1a(runs, curves), draw_fig1bc(runs, activations)]
+    elif "choice.variant" in runs and {"inception", "bn_baseline"} <= set(runs["choice.variant"]):
+        drawings += [draw_fig2(runs, curves)]
+    if {"b", "loss"} <= set(curves):
+        drawings += [draw_detached(curves)]
+    elif accuracy(curves) in curves:
+        drawings += [draw_response(runs, curves), draw_curves(runs, curves)]
+    drawings += [draw_layers(runs, activations), draw_depth(runs, activations)]
+    return [drawing for drawing in drawings if drawing is not None]
+
+
+@styled
+def draw_fig1a(runs: pd.DataFrame, curves: pd.DataFrame) -> Drawing:
+    figure = Figure(figsize=(5.2, 3.2))
+    frame = fig1a(figure.add_subplot(), runs, curves)
+    return Drawing("fig1a", "Figure 1a: test accuracy", f"In the paper's axes. {_BAND}", figure, frame)
+
+
+@styled
+def draw_fig1bc(runs: pd.DataFrame, activations: pd.DataFrame) -> Drawing | None:
+    """Figure 1b and 1c, and below them the same over all units of the layer."""
+    units, style = unit_percentiles(activations), looks(runs)
+    arms = [arm for arm in style if arm in set(units["arm"])]
+    if not arms:
+        return None
+    figure = Figure(figsize=(max(2.9 * len(arms), 3.2), 4.4))
+    grid = figure.subplots(2, len(arms), sharex=True, sharey=True, squeeze=False)
+    frames = []
+    for column, arm in enumerate(arms):
+        for row, every in enumerate((False, True)):
+            ax, own = grid[row, column], units[units["arm"] == arm]
+            frames.append(
+                sigmoid_inputs(ax, own, style[arm], every).assign(
+                    arm=arm, panel="all units" if every else "typical unit"
+                )
+            )
+            ax.set_title(f"{style[arm].label}: {'all units' if every else 'one typical sigmoid'}")
+            ax.label_outer()
+    figure.supylabel("input of a last-layer sigmoid", fontsize=9)
+    return Drawing(
+        "fig1bc",
+        "Figures 1b and 1c: what the last hidden layer's sigmoids receive",
+        "The 15th, 50th and 85th percentiles over training, in the paper's axes. Top: the typical unit, that is the one whose "
+        "median travels as far as the median unit's does; the first seed strong, the others thin. Bottom: each "
+        "percentile's median over all units and seeds, in a band that holds 70% of them.",
+        figure,
+        pd.concat(frames, ignore_index=True).drop(columns=["run", "layer"]),
+    )
+
+
+@styled
+def draw_fig2(runs: pd.DataFrame, curves: pd.DataFrame) -> Drawing:
+    figure = Figure(figsize=(6.8, 3.6))
+    frame = fig2(figure.add_subplot(), runs, curves)
+    return Drawing(
+        "fig2",
+        "Figure 2: accuracy of Inception and its batch-normalised variants",
+        f"{_BAND} Markers: median steps to the plain net's best accuracy (dashed). A cross: the run diverged there.",
+        figure,
+        frame,
+    )
+
+
+@styled
+def draw_curves(runs: pd.DataFrame, curves: pd.DataFrame) -> Drawing | None:
+    """Held-out accuracy and training loss over steps, side by side."""
+    columns = [
+        name for name in (accuracy(curves), "train_loss") if name in curves and curves[name].notna().any()
+    ]
+    arms = len(looks(runs))
+    if not columns or arms > 12:  # a grid of settings is legible as a response, not as curves
+        return None
+    figure = Figure(figsize=(6.8, 3.1 + 0.16 * -(-arms // 3)))
+    frames = []
+    for ax, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
+        frames.append(learning_curves(ax, runs, curves, column).assign(column=column))
+        if column == "train_loss" and (curves[column].dropna() > 0).all():
+            ax.set_yscale("log")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, arms))
+    return Drawing(
+        "curves", "Learning curves", f"{_BAND} A cross: the run diverged there.", figure, pd.concat(frames)
+    )
+
+
+@styled
+def draw_response(runs: pd.DataFrame, curves: pd.DataFrame) -> Drawing | None:
+    key = swept(runs)
+    if key is None:
+        return None
+    if key == "initial rate":
+        runs = ends(runs, curves)
+    figure = Figure(figsize=(5.2, 3.2))
+    frame = response(figure.add_subplot(), runs, curves, key)
+    caption = "Each point is a run, each line joins medians over seeds; crosses on the floor are runs that diverged."
+    return Drawing("response", f"Accuracy at the end over {_words(key)}", caption, figure, frame)
+
+
+@styled
+def draw_layers(runs: pd.DataFrame, activations: pd.DataFrame, layers: Sequence[str] = ()) -> Drawing | None:
+    """Small multiples in depth order: what the nonlinearities of some layers receive over training, one column an arm."""
+    if activations.empty:
+        return None
+    bands, style = layer_bands(activations), looks(runs)
+    if not layers:
+        every = bands.drop_duplicates("layer")["layer"].tolist()
+        layers = [every[i] for i in np.unique(np.linspace(0, len(every) - 1, 6).round().astype(int))]
+    arms = [arm for arm in style if arm in set(bands["arm"])][:8]
+    figure = Figure(figsize=(max(1.45 * len(arms) + 0.4, 3.4), 1.05 * len(layers) + 0.6))
+    grid = figure.subplots(len(layers), len(arms), sharex=True, sharey="row", squeeze=False)
+    for (row, layer), (column, arm) in itertools.product(enumerate(layers), enumerate(arms)):
+        ax, own = grid[row, column], bands[(bands["layer"] == layer) & (bands["arm"] == arm)]
+        layer_band(ax, own, style[arm])
+        ax.set_xlabel("")
+        ax.yaxis.set_major_locator(MaxNLocator(3))
+        ax.tick_params(labelsize=7)
+        if row == 0:
+            ax.set_title(style[arm].label, fontsize=8)
+        if column == 0:
+            ax.set_ylabel(layer.replace(".", "\n", 1), fontsize=7)
+        ax.label_outer()
+    figure.supxlabel("training steps (log)", fontsize=8)
+    return Drawing(
+        "layers",
+        "What the nonlinearities receive, layer by layer",
+        "From the input (top) to the output (bottom), evenly chosen in depth. Line: median; band: 15th to 85th percentile; of "
+        "both the median over seeds. A row shares its axis.",
+        figure,
+        bands[bands["layer"].isin(layers) & bands["arm"].isin(arms)]
+        .groupby(["arm", "layer", "step"], sort=False, as_index=False)[["p15", "p50", "p85"]]
+        .median(),
+    )
+
+
+@styled
+def draw_depth(runs: pd.DataFrame, activations: pd.DataFrame) -> Drawing | None:
+    """Heat maps over depth and time: the centre and the spread of what every layer's nonlinearity receives."""
+    if activations.empty or activations["layer"].nunique() < 5:
+        return None
+    bands, style = layer_bands(activations), looks(runs)
+    arms = [arm for arm in style if arm in set(bands["arm"])][:8]
+    bands = bands[bands["arm"].isin(arms)]
+    reach = max(float(bands["p50"].abs().quantile(0.98)), 1e-6)
+    spread = bands.loc[bands["std"] > 0, "std"]
+    low, high = (float(q) for q in spread.quantile([0.02, 0.98])) if len(spread) else (0.1, 1.0)
+    scales = {
+        "p50": (colors.Normalize(-reach, reach), "PuOr", "median"),
+        "std": (colors.LogNorm(low, max(high, low * 1.01)), "cividis", "standard deviation"),
+    }
+    figure = Figure(figsize=(max(1.3 * len(arms) + 0.9, 3.4), 5.0))
+    grid = figure.subplots(2, len(arms), sharey=True, squeeze=False)
+    for row, (column, (norm, cmap, label)) in enumerate(scales.items()):
+        for ax, arm in zip(grid[row], arms, strict=True):
+            mesh = depth_map(ax, bands[bands["arm"] == arm], column, norm, cmap)
+            ax.tick_params(labelsize=7)
+            if row == 0:
+                ax.set_title(style[arm].label, fontsize=8)
+        grid[row, 0].set_ylabel("depth (layer)", fontsize=8)
+        figure.colorbar(mesh, ax=grid[row].tolist(), label=label, extend="both", aspect=30, pad=0.01)
+    grid[0, 0].set_ylim(bands["depth"].max() + 1, 0)
+    figure.supxlabel("training steps, as probed", fontsize=8)
+    return Drawing(
+        "depth",
+        "Every layer over training",
+        "Each row of a map is a layer, the input at the top; colour is the median (top) or the standard deviation (bottom) of what its "
+        "nonlinearity receives, the median over seeds. Ends of the scales hold the 2% beyond them.",
+        figure,
+        bands.groupby(["arm", "depth", "layer", "step"], as_index=False)[["p50", "std"]].median(),
+    )
+
+
+@styled
+def draw_detached(curves: pd.DataFrame) -> Drawing:
+    figure = Figure(figsize=(6.8, 3.0))
+    frame = detached(*figure.subplots(1, 2), curves.dropna(subset=["b", "loss"]))
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    caption = "Section 2: with the mean left out of the gradient, every step moves b and none moves the loss. Thin: each seed."
+    return Drawing("detached", "Statistics outside the gradient", caption, figure, frame)
+
+
+@styled
+def draw_effect(
+    rows: Sequence[tuple[str, float, float, float]], bounds: tuple[float, float], kind: str, paper: float | None = None
+) -> Figure:
+    figure = Figure(figsize=(5.6, 0.62 + 0.26 * len(rows) + (0.18 if paper is not None else 0)))
+    effect(figure.add_subplot(), rows, bounds, kind, paper)
+    return figure
+
+
+@styled
+def render(figure: Figure, kind: str = "svg") -> bytes:
+    """Return ``figure`` as the bytes of an SVG or PNG that depend on nothing but what it shows."""
+    buffer = io.BytesIO()
+    # Neither a date nor a version: the same numbers make the same file.
+    figure.savefig(buffer, format=kind, metadata={"Date": None, "Creator": None} if kind == "svg" else {"Software": None})
+    if kind != "svg":
+        return buffer.getvalue()
+
+    def shorten(tag: re.Match[bytes]) -> bytes:
+        return re.sub(rb"\d+\.\d{3,}", lambda number: b"%.2f" % float(number[0]), tag[0])
+
+    # A hundredth of a point is finer than any screen or printer, and half the bytes. Only in tags: text says what it says.
+    return re.sub(rb"<[^>]*>", shorten, buffer.getvalue())
+
+
+def save(drawing: Drawing, directory: Path, kinds: Sequence[str] = ("svg", "png")) -> None:
+    """Write ``drawing`` to ``directory`` in each of ``kinds``, and as CSV what it was drawn from (four digits)."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for kind in kinds:
+        atomic_write(directory / f"{drawing.name}.{kind}", render(drawing.figure, kind))
+    table = drawing.frame.to_csv(index=False, float_format="%.4g", lineterminator="\n")
+    atomic_write(directory / f"{drawing.name}.csv", table.encode())

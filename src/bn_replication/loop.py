@@ -1,0 +1,89 @@
+"""The training loop: fetch, forward, backward, step; evaluate, probe and save where a step calls for it.
+
+Every random number is a function of (seed, stream, step), so nothing that only watches (a probe, a log, an
+evaluation, a checkpoint, a resume) can change a bit of what is trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bn_replication.streams import stream_seed
+
+# Of an auxiliary classifier's loss, as in GoogLeNet; the paper does not say that it kept one.
+AUXILIARY_WEIGHT = 0.3
+
+
+@dataclass
+class Meter:
+    """Training loss and accuracy summed since the last row of the curve."""
+
+    loss: float = 0.0
+    correct: int = 0
+    examples: int = 0
+
+    def row(self) -> dict[str, float]:
+        """Return the means since the last call, and start again from nothing."""
+        count = max(self.examples, 1)
+        means = {"train_loss": self.loss / count, "train_accuracy": self.correct / count} if self.examples else {}
+        self.loss, self.correct, self.examples = 0.0, 0, 0
+        return means
+
+
+def fit(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Callable[[int], tuple[Tensor, Tensor]],
+    rate: Callable[[int], float],
+    *,
+    start: int,
+    steps: int,
+    seed: int,
+    meter: Meter,
+    due: Container[int],
+    on_due: Callable[[int], None],
+    precision: torch.dtype = torch.float32,
+) -> int | None:
+    """Train ``model`` from ``start`` to ``steps`` optimiser updates.
+
+    Args:
+        batches: step (0-based) -> inputs, labels of that step.
+        rate: step (0-based) -> learning rate of that step.
+        meter: takes the sums; whoever writes a row empties it.
+        due: counts of finished steps after which ``on_due`` is called.
+        precision: bfloat16 lets autocast choose what runs in it; batch norm's statistics stay in float32.
+
+    Returns:
+        The step at which the loss ceased to be finite, or ``None``.
+    """
+    for step in range(start, steps):
+        # Dropout draws from the global generator; seeded here, its masks depend on nothing but the step.
+        torch.manual_seed(stream_seed(seed, "dropout", step))
+        inputs, labels = batches(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step)
+        with torch.autocast(inputs.device.type, precision, enabled=precision != torch.float32):
+            outputs = model(inputs)
+            logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
+            loss = F.cross_entropy(logits, labels)
+            for head in auxiliary:
+                loss = loss + AUXILIARY_WEIGHT * F.cross_entropy(head, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+        value = loss.item()
+        if not math.isfinite(value):
+            return step + 1
+        meter.loss += value * len(labels)
+        meter.correct += int((logits.argmax(1) == labels).sum())
+        meter.examples += len(labels)
+        if step + 1 in due:
+            on_due(step + 1)
+    return None

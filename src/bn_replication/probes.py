@@ -1,0 +1,113 @@
+"""What a network's nonlinearities receive: the distributions of Fig. 1b, c, for every layer.
+
+The input of a nonlinearity is ``Wu + b`` in a plain network and ``gamma * x_hat + beta`` in a normalised one,
+so one definition serves both. A probe reads it on a fixed batch, dropout off, normalised by that batch's own
+statistics as in training. It leaves no trace: no running average moves, no random number is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bn_replication.evaluate import evaluating
+from bn_replication.norms import batch_statistics
+
+
+def log_and_even(last: int, points: int) -> list[int]:
+    """Return steps from 0 to ``last``: ``points`` evenly spaced and ``points`` evenly spaced in their logarithm.
+
+    Distributions move fastest at first, and the paper's axis is linear: one spacing alone would miss one of the two.
+    """
+    even = np.linspace(0, last, points + 1)
+    spread = np.geomspace(1, max(last, 1), points)
+    return sorted({int(step) for step in np.round(np.concatenate([even, spread])) if step <= last})
+
+
+def nonlinearities(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
+    """Return the modules of ``model`` that are of one of ``kinds``, by name, in depth order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+class Probe:
+    """Summarises the input of each nonlinearity of ``model`` on a fixed batch.
+
+    Args:
+        model: its nonlinearities are modules of one of ``kinds``.
+        inputs: the fixed batch (N, ...), as the network takes it.
+        kinds: module classes that count as nonlinearities.
+        percentiles: which ones, 0..100.
+        low, high, bins: the histogram's range, in units of the nonlinearity's input; what falls outside is
+            counted in its first or last bin.
+        units_of: ``"last"`` adds the percentiles of each unit of the last hidden layer, ``"none"`` adds nothing.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Tensor,
+        kinds: tuple[type[nn.Module], ...],
+        percentiles: Sequence[float] = (15, 50, 85),
+        low: float = -8.0,
+        high: float = 8.0,
+        bins: int = 64,
+        units_of: str = "none",
+    ) -> None:
+        self.model, self.inputs = model, inputs
+        self.layers = nonlinearities(model, kinds)
+        self.percentiles = list(percentiles)
+        self.low, self.high, self.bins = low, high, bins
+        self.with_units = {list(self.layers)[-1]} if units_of == "last" and self.layers else set()
+
+    def measure(self) -> list[dict[str, Any]]:
+        """Return one row a layer: percentiles, mean, standard deviation, histogram, and per-unit percentiles."""
+        rows: list[dict[str, Any]] = []
+
+        def hook_of(layer: str):
+            def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+                rows.append({"layer": layer, **self._summary(args[0], layer in self.with_units)})
+
+            return hook
+
+        handles = [module.register_forward_pre_hook(hook_of(layer)) for layer, module in self.layers.items()]
+        try:
+            with evaluating(self.model), batch_statistics(self.model):
+                self.model(self.inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return rows
+
+    def _summary(self, values: Tensor, with_units: bool) -> dict[str, Any]:
+        array = values.detach().float().cpu().numpy()  # (N, C) or (N, C, H, W)
+        # In memory order, whatever the layout: a summary does not depend on the order of what it sums up.
+        flat = values.detach().float().cpu().permute(*_memory_order(values)).reshape(-1).numpy()
+        if not np.isfinite(flat).all():
+            # A network about to diverge: what can be said is said, and JSON has no infinity.
+            return {"percentiles": [None] * len(self.percentiles), "mean": None, "std": None}
+        width = (self.high - self.low) / self.bins
+        bin_of = np.clip((flat - self.low) / width, 0, self.bins - 1).astype(np.int32)
+        summary: dict[str, Any] = {
+            "percentiles": _rounded(np.percentile(flat, self.percentiles)),
+            "mean": _rounded(flat.mean(dtype=np.float64)),
+            "std": _rounded(flat.std(dtype=np.float64)),
+            "histogram": np.bincount(bin_of, minlength=self.bins).tolist(),
+        }
+        if with_units:
+            summary["units"] = _rounded(np.percentile(array, self.percentiles, axis=0))
+        return summary
+
+
+def _memory_order(values: Tensor) -> list[int]:
+    return sorted(range(values.dim()), key=lambda axis: -values.stride(axis))
+
+
+def _rounded(values: Any) -> Any:
+    """Five significant digits: far finer than the noise between seeds, and half the bytes."""
+    if np.ndim(values):
+        return [_rounded(value) for value in values]
+    return float(f"{float(values):.5g}")

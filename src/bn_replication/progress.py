@@ -1,0 +1,324 @@
+"""One live display for a sweep, whose jobs run in other processes.
+
+The parent makes a directory and names it in the environment (``BN_PROGRESS``); each job, whatever process of
+this machine it runs in, keeps one small JSON file there up to date; a thread of the parent reads them twice a
+second. In a terminal that makes a moving picture, elsewhere a line when a job ends and every half minute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import secrets
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self, TextIO
+
+from bn_replication.errors import UserError
+
+VARIABLE = "BN_PROGRESS"
+INTERVAL = 0.5  # seconds between two looks, and between two reports of a job
+PLAIN_INTERVAL = 30.0  # seconds between two plain lines
+GOOD = ("completed", "diverged", "skipped")  # divergence is a result
+BAD = ("refused", "failed")  # by the user's mistake, and otherwise
+
+
+@dataclass
+class Job:
+    """What a job says of itself; ``status`` is ``running`` or one of ``GOOD`` and ``BAD``."""
+
+    study: str
+    arm: str
+    seed: int
+    steps: int
+    pid: int
+    birth: str  # of the process, since a pid is used again
+    begun: float  # seconds since the epoch
+    step: int = 0
+    rate: float = 0.0  # steps a second, since the first report
+    accuracy: float | None = None
+    status: str = "running"
+    message: str = ""
+    seconds: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.study} {self.arm} seed={self.seed}"
+
+    @property
+    def left(self) -> float:
+        """Seconds to go, infinite while nobody knows."""
+        return (self.steps - self.step) / self.rate if self.rate > 0 else math.inf
+
+    def columns(self) -> tuple[str, str, str]:
+        accuracy = "" if self.accuracy is None else f"{self.accuracy:.2%}"
+        return f"{self.step}/{self.steps}", f"{self.rate:.1f} steps/s", accuracy
+
+    def line(self) -> str:
+        """Return the job in one line of fixed columns."""
+        steps, rate, accuracy = self.columns()
+        clock = _clock(self.seconds)
+        return f"{self.status:<9}  {self.name:<40}  {steps:>15}  {rate:>15}  {accuracy:>7}  {clock:>7}"
+
+
+# --- the job's side --------------------------------------------------------------------------------------
+
+
+class Report:
+    """A job's way of saying how far it is; without a sweep above it, it says nothing."""
+
+    def __init__(self, path: Path | None, job: Job) -> None:
+        self._path, self._job = path, job
+        self._first: tuple[int, float] | None = None  # step and time: a resumed run does not start at 0
+        self._next = 0.0 if path else math.inf
+        self._write()
+
+    def __call__(self, step: int, accuracy: float | None = None) -> None:
+        """Say that ``step`` updates are done; ``accuracy``, a fraction, is kept until the next one."""
+        if accuracy is not None:
+            self._job.accuracy = float(accuracy)
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + INTERVAL
+            self._advance(step, now)
+            self._write()
+
+    def end(self, status: str, message: str = "", step: int | None = None) -> None:
+        """Say how the job ended, in a word of ``GOOD`` or ``BAD``, and where; only the first time counts."""
+        assert status in GOOD + BAD, status
+        if self._job.status == "running":
+            self._job.status, self._job.message = status, " ".join(message.split())
+            last = self._job.steps if status == "completed" else self._job.step
+            self._advance(last if step is None else step, time.monotonic())
+            self._next = math.inf
+            self._write()
+
+    def _advance(self, step: int, now: float) -> None:
+        self._job.step = step
+        if self._first is None:
+            self._first = step, now
+        elif now > self._first[1]:
+            self._job.rate = (step - self._first[0]) / (now - self._first[1])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        if error is None:
+            self.end("completed")
+        elif isinstance(error, UserError):
+            self.end("refused", str(error))
+        else:
+            self.end("failed", f"{type(error).__name__}: {error}")
+
+    def _write(self) -> None:
+        if self._path is None:
+            return
+        self._job.seconds = time.time() - self._job.begun
+        # That the sweep is gone or the disk is full is no reason to end a run.
+        with contextlib.suppress(OSError):
+            temporary = self._path.with_suffix(".new")
+            temporary.write_text(json.dumps(asdict(self._job)))
+            os.replace(temporary, self._path)
+
+
+def job(study: str, arm: str, seed: int, steps: int) -> Report:
+    """Return the report of a job that starts now, to be used in a ``with`` statement.
+
+    Leaving it by a :class:`UserError` is ``refused``, by any other exception ``failed``.
+    """
+    directory = os.environ.get(VARIABLE)
+    path = Path(directory, f"{secrets.token_hex(8)}.json") if directory else None
+    pid = os.getpid()
+    return Report(path, Job(study, arm, seed, steps, pid, _birth(pid) or "", time.time()))
+
+
+def _birth(pid: int) -> str | None:
+    """Return when a process started, in the machine's own terms, or ``None`` if it no longer runs."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state in "ZX" else fields[18]  # starttime, in clock ticks since boot
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return None
+    try:  # where there is no /proc, a process that took over the pid passes for the job
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    return ""
+
+
+# --- the sweep's side ------------------------------------------------------------------------------------
+
+
+class Sweep:
+    """The display of all jobs begun under it; ``total``, how many are to come, may be set once known."""
+
+    def __init__(self, stream: TextIO | None = None, total: int | None = None) -> None:
+        self.total = total
+        self._stream = stream or sys.stderr
+        self._running: list[Job] = []
+        self._ended: dict[Path, Job] = {}  # in the order in which they were seen to end
+        self._told = 0  # how many of those have been printed
+        self._begun = time.time()
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._directory = tempfile.TemporaryDirectory(prefix="bn-progress-")
+        self._outer = os.environ.get(VARIABLE)
+        os.environ[VARIABLE] = self._directory.name
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        if self._outer is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = self._outer
+        self._look()
+        self._directory.cleanup()
+        with contextlib.suppress(OSError, ValueError):
+            self._tell(self._print)
+            self._print(self.summary())
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many jobs there are of each status, ``never started`` among them."""
+        counts = Counter(job.status for job in [*self._ended.values(), *self._running])
+        counts["never started"] = max(0, (self.total or 0) - counts.total())
+        return counts
+
+    def exit_code(self) -> int:
+        """Return 0 if every job did what it could, 1 if any failed or never ended, else 2 if any was refused.
+
+        A failure outranks a refusal: what the user can mend would not mend it.
+        """
+        if not self._done.is_set():
+            self._look()
+        counts = self.counts
+        if counts["failed"] or counts["running"] or counts["never started"]:
+            return 1
+        return 2 if counts["refused"] else 0
+
+    def summary(self) -> str:
+        """Return the sweep in one line, and one more for each job that failed or was refused."""
+        counts = self.counts
+        notes = {"skipped": "skipped (already complete)"}
+        order = (*GOOD, *BAD, "running", "never started")
+        parts = [f"{counts[status]} {notes.get(status, status)}" for status in order if counts[status]]
+        number = counts.total()
+        lines = [f"{number} job{'s' * (number != 1)}: {', '.join(parts) or 'nothing to do'}"]
+        bad = [job for job in self._ended.values() if job.status in BAD]
+        return "\n".join(lines + [f"{job.status}: {job.name}: {job.message}" for job in bad])
+
+    def _look(self) -> None:
+        """Read what the jobs say; those that have ended are not read again."""
+        with self._lock:
+            running = []
+            for path in sorted(Path(self._directory.name).glob("*.json")):
+                if path in self._ended:
+                    continue
+                job = _read(path)
+                if job.status == "running":
+                    running.append(job)
+                else:
+                    self._ended[path] = job
+            self._running = sorted(running, key=lambda job: job.begun)
+
+    def _watch(self) -> None:
+        live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
+        # A stream that is closed under us ends the display, not the sweep.
+        with contextlib.suppress(OSError, ValueError):
+            self._watch_live() if live else self._watch_plain()
+
+    def _watch_plain(self) -> None:
+        due = time.monotonic() + PLAIN_INTERVAL
+        while not self._done.wait(INTERVAL):
+            self._look()
+            self._tell(self._print)
+            if time.monotonic() > due:
+                due += PLAIN_INTERVAL
+                self._print(self._headline())
+
+    def _watch_live(self) -> None:
+        from rich.console import Console, Group  # 80 ms, which jobs need not spend
+        from rich.live import Live
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        # rich honours NO_COLOR and the terminal's width.
+        console = Console(file=self._stream, highlight=False, markup=False)
+        # What others print goes above the picture, unless it goes elsewhere anyway.
+        both = sys.stdout.isatty()
+        with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=both) as live:
+            while not self._done.wait(INTERVAL):
+                self._look()
+                self._tell(lambda line: console.print(line, no_wrap=True, overflow="ellipsis"))
+                table = Table.grid(padding=(0, 2))
+                for job in self._running:
+                    bar = ProgressBar(total=job.steps, completed=job.step, width=20)
+                    name, left = f"{job.arm} seed={job.seed}", f"{_clock(job.left)} left"
+                    table.add_row(name, bar, *job.columns(), left)
+                live.update(Group(self._headline(), table), refresh=True)
+
+    def _tell(self, say: Callable[[str], object]) -> None:
+        """Say a line for each job that has ended since."""
+        for job in list(self._ended.values())[self._told :]:
+            self._told += 1
+            say(job.line())
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def _headline(self) -> str:
+        counts = self.counts
+        bad = sum(counts[status] for status in BAD)
+        parts = [
+            f"{len(self._ended)}{f'/{self.total}' if self.total else ''} done",
+            f"{counts['running']} running",
+            f"{bad} failed" if bad else "",
+            f"{_clock(time.time() - self._begun)} so far",
+            f"{_clock(self._left())} left",
+        ]
+        return ", ".join(part for part in parts if part)
+
+    def _left(self) -> float:
+        """Seconds to go, if the jobs to come are like those seen and as many run at a time as now."""
+        left = [job.left for job in self._running]
+        whole = [job.seconds for job in self._ended.values() if job.status == "completed"]
+        whole = whole or [job.seconds + job.left for job in self._running]
+        if not left:
+            return math.inf
+        to_come = self.counts["never started"] * sum(whole) / len(whole)
+        return max(*left, (sum(left) + to_come) / len(left))
+
+
+def _read(path: Path) -> Job:
+    """Return what a job says, or that it has failed if its process is gone without a word."""
+    job = Job(**json.loads(path.read_text()))
+    if job.status == "running" and _birth(job.pid) != job.birth:
+        # Its last word may have come between the look at the file and that at the process.
+        job = Job(**json.loads(path.read_text()))
+        if job.status == "running":
+            job.status, job.message = "failed", f"its process {job.pid} was killed at about step {job.step}"
+    return job
+
+
+def _clock(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

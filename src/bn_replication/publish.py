@@ -1,0 +1,253 @@
+"""Promote runs to the committed records: ``python -m bn_replication.publish [STUDY ...]``.
+
+A run is checked (its record is whole, its files are the ones it signed, it did not fail) and compacted to at most
+100 kB: the curve is copied to the byte; activations are rounded to 4 significant digits and packed; histograms
+become parts per thousand and stay with one seed an arm, the lowest, at every probe or, where that is too much, at every second,
+fourth or eighth. What was done is written into the published ``run.json`` under ``published``, with the digests of the
+files as the run wrote them. A run that is published already is left as it stands; one that differs is refused.
+Nothing is written unless every run asked for passes. Figures, verdicts and the README's scoreboard follow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bn_replication import figures, verify
+from bn_replication.errors import UserError, nearest
+from bn_replication.ledger import load_ledger
+from bn_replication.records import (
+    ACTIVATIONS,
+    RUN,
+    STATUSES,
+    atomic_write,
+    digest,
+    json_line,
+    load_runs,
+    read_rows,
+    read_run_json,
+    run_directories,
+    write_run_json,
+)
+from bn_replication.scoreboard import with_scoreboard
+
+LIMIT = 100_000  # bytes a published run takes
+DIGITS = 4
+_KEYS = ("study", "arm", "seed", "scale", "status", "steps_done", "summary", "config", "choices", "rules", "files")
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """A run that passed: where it comes from and goes to, its record and files once compacted, and any warning."""
+
+    source: Path
+    target: Path
+    record: dict[str, Any]
+    files: dict[str, bytes]
+    state: str  # new | unchanged | replaced
+    warning: str = ""
+
+
+def check(directory: Path, failed: bool = False) -> dict[str, Any]:
+    """Return a run's record, or raise :class:`UserError` if it is damaged, altered, misfiled or (unless ``failed``) failed."""
+    record = read_run_json(directory)
+    if record is None:
+        raise UserError(f"{directory}: found no {RUN}, expected a run that has ended; finish it first")
+    missing = [key for key in (*_KEYS, "environment", "started", "seconds") if key not in record]
+    if missing:
+        raise UserError(f"{directory}: found no {', '.join(missing)} in {RUN}, expected a whole record; run it again")
+    filed = (*directory.parts[-4:-1], directory.name)
+    named = (record["scale"], record["study"], record["arm"], f"seed={record['seed']}")
+    if filed != named:
+        raise UserError(f"{directory}: found the record of {'/'.join(named)}, expected that of its own path; move it back")
+    if record["status"] not in STATUSES:
+        raise UserError(f"{directory}: found status '{record['status']}', expected one of {', '.join(STATUSES)}; run it again")
+    if record["status"] == "failed" and not failed:
+        raise UserError(f"{directory}: found a failed run, expected one that ended; run it again or give --failed")
+    for name, signed in record["files"].items():
+        path = next((path for path in (directory / name, directory / f"{name}.gz") if path.exists()), None)
+        if path is None or digest(path) != signed:
+            found = "no file" if path is None else "another content"
+            raise UserError(f"{directory / name}: found {found}, expected the one whose digest is in {RUN}; run it again")
+    return record
+
+
+def rounded(value: Any) -> Any:
+    """Return numbers, in lists of any depth, with :data:`DIGITS` significant digits."""
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
+def compact(rows: Iterable[dict[str, Any]], every: int) -> bytes:
+    """Return activation records as JSON lines, rounded, with histograms at every ``every``-th probe only (0: none).
+
+    A histogram becomes whole parts per thousand of what it counted.
+    """
+    lines, seen = [], {}
+    for row in rows:
+        probe = seen.setdefault(row["step"], len(seen))
+        slim = {key: rounded(value) for key, value in row.items() if key != "histogram"}
+        counts = row.get("histogram")
+        if counts and every and probe % every == 0:
+            total = sum(counts) or 1
+            slim["histogram"] = [round(1000 * count / total) for count in counts]
+        lines.append(json_line(slim))
+    return "".join(lines).encode()
+
+
+def prepare(source: Path, target: Path, record: dict[str, Any], histograms: bool) -> Promotion:
+    """Return a checked run as it will be published, or raise :class:`UserError` if it does not fit."""
+    copied = {name: (source / name).read_bytes() for name in record["files"] if name != ACTIVATIONS}
+    rows = list(read_rows(source / ACTIVATIONS)) if ACTIVATIONS in record["files"] else []
+    histograms = histograms and any("histogram" in row for row in rows)
+    size, head = 0, len(json.dumps(record, indent=1)) + 1_000
+    for every in (1, 2, 4, 8, 0) if histograms else (0,):
+        files, digests = dict(copied), {name: digest(content) for name, content in copied.items()}
+        if rows:
+            text = compact(rows, every)
+            # No time stamp in the archive: the same rows make the same file.
+            files[f"{ACTIVATIONS}.gz"] = gzip.compress(text, compresslevel=9, mtime=0)
+            digests[ACTIVATIONS] = digest(text)
+        size = head + sum(map(len, files.values()))
+        if size <= LIMIT:
+            how = {"from": record["files"], "digits": DIGITS, "histogram_every": every}
+            warning = "its code had uncommitted changes" if record["environment"].get("dirty") else ""
+            if histograms and every != 1:
+                warning += ("; " if warning else "") + f"histograms thinned to {f'every {every}th probe' if every else 'none'}"
+            return Promotion(source, target, {**record, "files": digests, "published": how}, files, "new", warning)
+    raise UserError(f"{source}: found {size:,} bytes once compacted, expected at most {LIMIT:,}; evaluate or probe less often")
+
+
+def promote(promotion: Promotion) -> None:
+    """Put a prepared run in its place: it appears whole, under its name, or not at all."""
+    target = promotion.target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=".publish-"))
+    try:
+        whole, old = staging / "new", staging / "old"
+        whole.mkdir()
+        for name, content in promotion.files.items():
+            atomic_write(whole / name, content)
+        write_run_json(whole, promotion.record)
+        if target.exists():
+            os.rename(target, old)
+        try:
+            os.rename(whole, target)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(old, target)
+            raise
+    finally:
+        shutil.rmtree(staging)
+
+
+def plan(
+    source: Path, target: Path, studies: Sequence[str] = (), replace: bool = False, failed: bool = False
+) -> tuple[list[Promotion], list[UserError]]:
+    """Return what publishing would do and why it may not: nothing is written here."""
+    directories = run_directories(source)
+    known = {directory.parts[-3] for directory in directories}
+    for study in studies:
+        if study not in known:
+            among = ", ".join(sorted(known)) or "none"
+            raise UserError(f"found no runs of study '{study}' in {source}, expected one of: {among}{nearest(study, known)}")
+    promotions, refusals = [], []
+    for directory in directories:
+        if studies and directory.parts[-3] not in studies:
+            continue
+        place = target / directory.relative_to(source)
+        arms = (directory.parent, place.parent)
+        lowest = min(int(seed.name.partition("=")[2]) for arm in arms for seed in arm.glob("seed=*") if (seed / RUN).exists())
+        try:
+            record = check(directory, failed)
+            promotion = prepare(directory, place, record, histograms=record["seed"] == lowest)
+            state = _against(place, record)
+            if state == "replaced" and not replace:
+                raise UserError(f"{place}: found another run published, expected none or the same one; replace it with --replace")
+            promotions.append(Promotion(**{**vars(promotion), "state": state}))
+        except UserError as refusal:
+            refusals.append(refusal)
+    return promotions, refusals
+
+
+def _against(place: Path, record: dict[str, Any]) -> str:
+    """Say how a run stands to what is published in its place: by its numbers and configuration, not by its clock."""
+    published = read_run_json(place)
+    if published is None:
+        return "new"
+    same = published.get("published", {}).get("from") == record["files"] and all(
+        published.get(key) == record[key] for key in ("config", "status", "steps_done")
+    )
+    return "unchanged" if same else "replaced"
+
+
+def draw(root: Path, studies: Iterable[tuple[str, str]]) -> list[Path]:
+    """Write the figures (SVG, and the CSV each was drawn from) of (scale, study) pairs from the records in ``root``."""
+    folders = []
+    for scale, study in studies:
+        runs = load_runs(root, study, scale)
+        folder = root / scale / study / "figures"
+        for drawing in figures.draw_study(runs):
+            figures.save(drawing, folder, kinds=("svg",))
+        folders.append(folder)
+    return folders
+
+
+def publish(
+    source: Path, target: Path, studies: Sequence[str] = (), replace: bool = False, failed: bool = False
+) -> list[Promotion]:
+    """Check, promote and redraw; return what was done. Any refusal is a :class:`UserError` and nothing is written."""
+    promotions, refusals = plan(source, target, studies, replace, failed)
+    if refusals:
+        for refusal in refusals[1:]:
+            print(refusal, file=sys.stderr)
+        raise UserError(f"{refusals[0]} ({len(refusals)} of {len(refusals) + len(promotions)} runs refused, nothing published)")
+    if not promotions:
+        raise UserError(f"found no runs in {source}, expected some; run a study first or mend --from")
+    for promotion in promotions:
+        if promotion.state != "unchanged":
+            promote(promotion)
+    draw(target, sorted({(p.record["scale"], p.record["study"]) for p in promotions}))
+    return promotions
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bn_replication.publish", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("studies", nargs="*", metavar="STUDY", help="which studies; all of them if none is named")
+    parser.add_argument("--from", dest="source", type=Path, default=Path("results/runs"), help="default: %(default)s")
+    parser.add_argument("--to", dest="target", type=Path, default=Path("results/published"), help="default: %(default)s")
+    parser.add_argument("--replace", action="store_true", help="replace published runs that differ")
+    parser.add_argument("--failed", action="store_true", help="publish failed runs too")
+    parser.add_argument("--readme", type=Path, default=Path("README.md"), help="whose scoreboard is written anew")
+    options = parser.parse_args(arguments)
+    try:
+        if not options.readme.exists():
+            raise UserError(f"found no {options.readme}, expected the page with the scoreboard; mend --readme")
+        with_scoreboard(options.readme.read_text(), "")  # before anything is written: are its markers there?
+        promotions = publish(options.source, options.target, options.studies, options.replace, options.failed)
+        for promotion in promotions:
+            size = sum(file.stat().st_size for file in promotion.target.iterdir())
+            warning = f"  warning: {promotion.warning}" if promotion.warning else ""
+            print(f"{promotion.state:<9} {size / 1000:5.0f} kB  {promotion.target}{warning}")
+        verify.write(options.target, options.readme, load_ledger())
+        for fault in verify.changed_rules(options.target, load_ledger()):
+            print(f"warning: {fault}", file=sys.stderr)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

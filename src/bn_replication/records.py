@@ -1,0 +1,171 @@
+"""The file format of a run, written by the trainer and read by everything else.
+
+A run is a directory ``<root>/<scale>/<study>/<arm>/seed=<n>/`` that holds
+
+- ``curves.jsonl``: one JSON object a row, ordered by step;
+- ``activations.jsonl`` (``.jsonl.gz`` once published): the probes' rows;
+- ``run.json``: configuration, outcome, provenance and the digests of the two files above. It is written
+  last and atomically, so a directory without it is a run that has not ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bn_replication.errors import UserError
+
+FORMAT = 1
+RUN, CURVES, ACTIVATIONS = "run.json", "curves.jsonl", "activations.jsonl"
+STATUSES = ("completed", "diverged", "failed")
+_IDENTITY = ["run", "study", "arm", "seed", "scale"]
+
+
+# --- writing ---------------------------------------------------------------------------------------------
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Put ``content`` at ``path`` so that a kill at any moment leaves the old file or the new one, never neither.
+
+    Raises ``OSError`` (a full disk, say) with the old file intact and no temporary file left behind.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(handle, 0o644)  # mkstemp's 0600 is for secrets
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+    # The rename itself is only durable once the directory is.
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def digest(content: bytes | Path) -> str:
+    """Return the SHA-256 of bytes, or of a file's content; that of a ``.gz`` is of what it unpacks to."""
+    if isinstance(content, Path):
+        content = gzip.decompress(content.read_bytes()) if content.suffix == ".gz" else content.read_bytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """Return a row as one line of JSON; numbers that are not finite become null, as JSON has none."""
+    return json.dumps(finite(row), separators=(",", ":"), allow_nan=False) + "\n"
+
+
+def finite(value: Any) -> Any:
+    """Return ``value`` with every NaN or infinity in it replaced by ``None``."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def write_run_json(directory: Path, record: Mapping[str, Any]) -> None:
+    """Write a run's ``run.json``: the last act of a run, which declares it ended."""
+    assert record["status"] in STATUSES, record["status"]
+    text = json.dumps(finite({"format": FORMAT, **record}), indent=1, sort_keys=True, allow_nan=False)
+    atomic_write(directory / RUN, (text + "\n").encode())
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+def read_run_json(directory: Path) -> dict[str, Any] | None:
+    """Return a run's record, or ``None`` if the run has not ended; a damaged record is a :class:`UserError`."""
+    path = directory / RUN
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: found no valid JSON ({error}), expected a run's record; remove it to run again") from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        found = record.get("format") if isinstance(record, dict) else type(record).__name__
+        raise UserError(f"{path}: found format {found}, expected {FORMAT}; remove it to run again")
+    return record
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a ``.jsonl`` file or of its ``.gz``; no file, no rows."""
+    packed = path.with_name(path.name + ".gz")
+    if path.exists():
+        text = path.read_text()
+    elif packed.exists():
+        text = gzip.decompress(packed.read_bytes()).decode()
+    else:
+        return
+    for line in text.splitlines():
+        yield json.loads(line)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return ``{"a": {"b": 1}}`` as ``{"a.b": 1}``; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def run_directories(root: Path, study: str | None = None, scale: str | None = None) -> list[Path]:
+    """Return the directories of all ended runs below ``root``, sorted."""
+    return sorted(path.parent for path in root.glob(f"{scale or '*'}/{study or '*'}/*/seed=*/{RUN}"))
+
+
+def load_runs(root: Path | Iterable[Path], study: str | None = None, scale: str | None = None) -> pd.DataFrame:
+    """Return one row a run: identity, outcome, ``summary.*``, the configuration's dotted keys and ``choice.*``."""
+    roots = [root] if isinstance(root, Path) else list(root)
+    rows = []
+    for directory in (path for one in roots for path in run_directories(one, study, scale)):
+        record = read_run_json(directory)
+        assert record is not None  # its run.json was listed a moment ago
+        keep = ("study", "arm", "seed", "scale", "status", "reason", "steps_done", "seconds", "started")
+        row: dict[str, Any] = {"path": directory, "run": str(directory), **{key: record.get(key) for key in keep}}
+        row |= {f"summary.{key}": value for key, value in record["summary"].items()}
+        row |= {f"choice.{key}": value for key, value in record["choices"].items()}
+        rows.append(row | {k: v for k, v in flatten(record["config"]).items() if k not in row})
+    columns = ["path", *_IDENTITY, "status", "reason", "steps_done", "seconds", "started"]
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=pd.Index(columns))
+
+
+def _load(runs: pd.DataFrame, name: str) -> pd.DataFrame:
+    rows = [
+        {"run": run, "study": study, "arm": arm, "seed": seed, "scale": scale, **row}
+        for run, study, arm, seed, scale in runs[_IDENTITY].itertuples(index=False)
+        for row in read_rows(Path(run) / name)
+    ]
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=pd.Index([*_IDENTITY, "step"]))
+
+
+def load_curves(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the learning curves of ``runs`` (rows of :func:`load_runs`), one row a logged step."""
+    return _load(runs, CURVES)
+
+
+def load_activations(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the activation records of ``runs`` (rows of :func:`load_runs`), one row a step and layer."""
+    return _load(runs, ACTIVATIONS)

@@ -1,0 +1,441 @@
+"""One run, from its configuration to its record on disk.
+
+A run is complete (its ``run.json`` is there: skipped), partial (resumed to the bit) or new. The same directory with
+another configuration is refused, naming what differs, and nothing in it is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import math
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from bn_replication import build, checkpoint, records, schedules
+from bn_replication.data import Images, Split, augment, batch_indices, load, to_input
+from bn_replication.errors import UserError
+from bn_replication.evaluate import one_crop
+from bn_replication.ledger import digests_for_study
+from bn_replication.loop import Meter, fit
+from bn_replication.models import ACTIVATIONS, activation
+from bn_replication.norms import materialize
+from bn_replication.probes import Probe, log_and_even
+from bn_replication.schema import Config
+from bn_replication.streams import generator
+from bn_replication.tracking import tracker
+
+STARTED = "started.json"  # identity of a run that has begun; its run.json takes its place
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run: ``completed``, ``diverged``, ``failed`` or ``skipped``, and a line about it."""
+
+    status: str
+    message: str
+    accuracy: float | None = None
+
+
+class Interrupted(BaseException):
+    """Asked to stop (Ctrl-C, SIGTERM) and stopped, with a checkpoint saved."""
+
+
+def run(cfg: Config, arm: str, report: Callable[..., None] = lambda *_: None) -> Outcome:
+    """Carry out the run that ``cfg`` describes, or what is left of it.
+
+    Args:
+        cfg: validated configuration.
+        arm: the run's place in its study, one path component.
+        report: called with the steps done and the held-out accuracy as training goes on.
+
+    Raises:
+        UserError: what was asked cannot be done (a stale record, missing data, a full disk); nothing is lost.
+        Interrupted: asked to stop; what was done is saved.
+    """
+    directory = cfg.machine.results / cfg.scale.name / cfg.study / arm / f"seed={cfg.seed}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with _locked(directory):
+            done = records.read_run_json(directory)
+            if done is not None and done["status"] != "failed":
+                _refuse_if_stale(directory / records.RUN, done["config"], cfg)
+                return Outcome("skipped", f"already {done['status']}")
+            _device_ready(cfg)
+            return _Run(cfg, arm, directory, report).carry_out()
+    except OSError as error:
+        if error.errno in _UNWRITABLE:
+            found = os.strerror(error.errno)
+            raise UserError(
+                f"{directory}: found '{found}', expected room to write; earlier records are intact. "
+                "Free some space or set machine.results=..."
+            ) from error
+        raise
+
+
+class _Run:
+    """The parts of one run and the files that it writes."""
+
+    def __init__(self, cfg: Config, arm: str, directory: Path, report: Callable[..., None]) -> None:
+        self.cfg, self.arm, self.directory, self.report = cfg, arm, directory, report
+        torch.set_num_threads(cfg.machine.threads)
+        # Arguments first: a wrong one is refused before any data is read.
+        construct = build.model(cfg.model, build.norm(cfg.norm))
+        self.split = _load(cfg)
+        self.inputs = _Inputs(cfg, self.split)
+        shape = tuple(self.split.train.images.shape[1:])
+        network = construct(shape, self.split.train.classes, generator(cfg.seed, "initialise"))
+        self.model: nn.Module = network.to(cfg.machine.device).to(memory_format=torch.channels_last)
+        materialize(self.model, self.inputs.held_out(0, 2)[0])
+        self.optimizer = build.sgd(self.model, cfg.optimizer)
+        self.meter = Meter()
+        self.curve: dict[str, float] = {}
+        self.best = 0.0
+        even = {round(cfg.steps * k / cfg.evaluate.times) for k in range(cfg.evaluate.times + 1)}
+        self.evaluated = even | {cfg.steps}
+        self.probed = set(log_and_even(cfg.steps, cfg.probe.points)) if cfg.probe.enabled else set()
+        self.saved = set(range(cfg.machine.checkpoint_every, cfg.steps, cfg.machine.checkpoint_every))
+        self.probe = self._make_probe() if cfg.probe.enabled else None
+        self.stop = threading.Event()
+
+    # --- the run ------------------------------------------------------------------------------------------
+
+    def carry_out(self) -> Outcome:
+        cfg, started = self.cfg, time.time()
+        rules = digests_for_study(cfg.study)
+        state = self._resume()
+        start, seconds_before = (state["step"], state["seconds"]) if state else (0, 0.0)
+        clock = time.monotonic()
+        self.seconds = lambda: seconds_before + time.monotonic() - clock
+        with contextlib.ExitStack() as stack:
+            self.curves = stack.enter_context(_appending(self.directory / records.CURVES, state))
+            self.activations = stack.enter_context(_appending(self.directory / records.ACTIVATIONS, state))
+            self.log = stack.enter_context(
+                tracker(
+                    mode=cfg.wandb.mode,
+                    project=cfg.wandb.project,
+                    entity=cfg.wandb.entity,
+                    directory=cfg.wandb.directory,
+                    study=cfg.study,
+                    arm=self.arm,
+                    seed=cfg.seed,
+                    tags=[cfg.data.name, cfg.scale.name],
+                    config=cfg.model_dump(mode="json", by_alias=True),
+                )
+            )
+            stack.enter_context(_signals(self.stop))
+            if state is None:
+                self._on_due(0)
+            diverged = fit(
+                self.model,
+                self.optimizer,
+                self.inputs.training,
+                self._rate,
+                start=start,
+                steps=cfg.steps,
+                seed=cfg.seed,
+                meter=self.meter,
+                due=_Due(self.evaluated | self.probed | self.saved, self.stop),
+                on_due=self._on_due,
+                precision=getattr(torch, cfg.precision),
+            )
+            finite = all(bool(p.isfinite().all()) for p in self.model.parameters())
+            status = "completed" if diverged is None and finite else "diverged"
+            summary = self._summary() if status == "completed" else {}
+            summary |= {f"best_{self.accuracy_key}": self.best}
+            self.log.finish(summary, status)
+        steps_done = cfg.steps if diverged is None else diverged
+        reason = None if status == "completed" else f"loss or weights ceased to be finite at step {steps_done}"
+        records.write_run_json(
+            self.directory,
+            {
+                "study": cfg.study,
+                "arm": self.arm,
+                "seed": cfg.seed,
+                "scale": cfg.scale.name,
+                "status": status,
+                "reason": reason,
+                "steps_done": steps_done,
+                "summary": summary,
+                "config": cfg.identity(),
+                "choices": cfg.choices,
+                "rules": rules,
+                "files": {
+                    name: records.digest(self.directory / name)
+                    for name in (records.CURVES, records.ACTIVATIONS)
+                    if (self.directory / name).exists()
+                },
+                "environment": environment(cfg.machine.device, cfg.machine.threads),
+                "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
+                "seconds": round(self.seconds(), 2),
+            },
+        )
+        checkpoint.discard(self.directory)
+        (self.directory / STARTED).unlink(missing_ok=True)
+        final = summary.get(self.accuracy_key)
+        return Outcome(status, reason or f"{self.accuracy_key} {final:.4f}", final)
+
+    def _rate(self, step: int) -> float:
+        cfg = self.cfg
+        decay = schedules.exponential(step / cfg.steps, cfg.schedule.total, cfg.schedule.speed)
+        return cfg.optimizer.rate * cfg.optimizer.multiple * decay
+
+    @property
+    def accuracy_key(self) -> str:
+        return f"{self.split.held_out_name}_accuracy"
+
+    # --- what happens at certain steps --------------------------------------------------------------------
+
+    def _on_due(self, step: int) -> None:
+        if step in self.evaluated:
+            self._write_row(step)
+        if step in self.probed:
+            self._write_activations(step)
+        self.report(step, self.curve.get(self.accuracy_key))
+        stopping = self.stop.is_set()
+        if step in self.saved or stopping:
+            self._save(step)
+        if stopping:
+            raise Interrupted
+
+    def _evaluate(self, examples: int) -> dict[str, float]:
+        count = min(examples or len(self.split.held_out), len(self.split.held_out))
+        result = one_crop(self.model, self.inputs.held_out, count, self.cfg.evaluate.batch_size)
+        return {f"{self.split.held_out_name}_{key}": _round(value) for key, value in result.items()}
+
+    def _write_row(self, step: int) -> None:
+        trained = {key: _round(value) for key, value in self.meter.row().items()}
+        epoch = step * self.cfg.batch_size / len(self.split.train)
+        held_out = self._evaluate(self.cfg.evaluate.examples)
+        self.curve = {"step": step, "epoch": _round(epoch), "rate": _round(self._rate(step)), **trained, **held_out}
+        self.best = max(self.best, held_out[self.accuracy_key])
+        self.curves.write(records.json_line(self.curve))
+        self.log.curve(self.curve | {"samples_seen": step * self.cfg.batch_size})
+
+    def _write_activations(self, step: int) -> None:
+        assert self.probe is not None
+        rows = [{"step": step, **row} for row in self.probe.measure()]
+        self.activations.write("".join(map(records.json_line, rows)))
+        self.log.activations(rows)
+
+    def _summary(self) -> dict[str, float]:
+        """The last row, and the same two numbers over every held-out image."""
+        last = {key: value for key, value in self.curve.items() if key.startswith("train_")}
+        return last | self._evaluate(0)
+
+    def _make_probe(self) -> Probe:
+        cfg = self.cfg.probe
+        indices = torch.arange(min(cfg.examples, len(self.split.train)), device=self.split.train.images.device)
+        return Probe(
+            self.model,
+            self.inputs.plain(self.split.train, indices),
+            tuple(ACTIVATIONS.values()),
+            cfg.percentiles,
+            cfg.histogram.low,
+            cfg.histogram.high,
+            cfg.histogram.bins,
+            cfg.units_of,
+        )
+
+    # --- checkpoints --------------------------------------------------------------------------------------
+
+    def _save(self, step: int) -> None:
+        for file in (self.curves, self.activations):
+            file.flush()
+            os.fsync(file.fileno())
+        state = {
+            "step": step,
+            "seconds": self.seconds(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "meter": vars(self.meter),
+            "curve": self.curve,
+            "best": self.best,
+            "offsets": {records.CURVES: self.curves.tell(), records.ACTIVATIONS: self.activations.tell()},
+        }
+        checkpoint.save(self.directory, state)
+
+    def _resume(self) -> dict[str, Any] | None:
+        """Load the checkpoint of a run that was cut off, or mark a new one as started."""
+        marker = self.directory / STARTED
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            _refuse_if_stale(marker, json.loads(marker.read_text()), self.cfg)
+            state = checkpoint.load(self.directory, self.cfg.machine.device)
+            if state is not None:
+                self.model.load_state_dict(state["model"])
+                self.optimizer.load_state_dict(state["optimizer"])
+                vars(self.meter).update(state["meter"])
+                self.curve, self.best = state["curve"], state["best"]
+                return state
+        records.atomic_write(marker, json.dumps(self.cfg.identity(), indent=1).encode())
+        checkpoint.discard(self.directory)
+        return None
+
+
+class _Inputs:
+    """What the network is given: training batches by step, held-out images by range."""
+
+    def __init__(self, cfg: Config, split: Split) -> None:
+        self.cfg, self.split = cfg, split
+        statistics = split.statistics if cfg.data.input == "standardize" else (None, None)
+        self._to_input = partial(to_input, mode=cfg.data.input, mean=statistics[0], std=statistics[1])
+        keys = cfg.augment.model_dump(exclude={"name"})
+        self._augment = partial(augment, **keys) if cfg.augment.changes_anything else None
+
+    def plain(self, images: Images, indices: Tensor | slice) -> Tensor:
+        """The network's inputs of those images, not distorted: float32 (N, C, H, W), channels last."""
+        return self._to_input(images.images[indices]).contiguous(memory_format=torch.channels_last)
+
+    def held_out(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        rows = slice(start, stop)
+        return self.plain(self.split.held_out, rows), self.split.held_out.labels[rows]
+
+    def training(self, step: int) -> tuple[Tensor, Tensor]:
+        """The batch of the update after ``step`` updates, a pure function of (seed, step)."""
+        cfg, images = self.cfg, self.split.train
+        indices = batch_indices(
+            step, cfg.batch_size, len(images), cfg.seed, cfg.data.order, cfg.data.shards, images.images.device
+        )
+        if self._augment is None:
+            return self.plain(images, indices), images.labels[indices]
+        draws = generator(cfg.seed, "augment", step, images.images.device)
+        distorted = self._augment(images.images[indices], draws)
+        return self._to_input(distorted).contiguous(memory_format=torch.channels_last), images.labels[indices]
+
+
+class _Due:
+    """The steps after which the loop calls back: those planned, and at once when asked to stop."""
+
+    def __init__(self, steps: set[int], stop: threading.Event) -> None:
+        self.steps, self.stop = steps, stop
+
+    def __contains__(self, step: int) -> bool:
+        return step in self.steps or self.stop.is_set()
+
+
+def _load(cfg: Config) -> Split:
+    return load(cfg.data.name, cfg.data.root, cfg.data.split, cfg.data.subset, cfg.data.source, cfg.machine.device)
+
+
+def _round(value: float) -> float:
+    """Eight significant digits: all that a float32 holds, in half the bytes of a float64's."""
+    return float(f"{value:.8g}")
+
+
+# --- the run's directory -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold ``directory`` for one process; the kernel lets go of it when the holder dies, however it dies."""
+    with open(directory / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{directory}: found another process at work on this run, expected none; "
+                "wait for it, or use another seed or study"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def _appending(path: Path, state: dict[str, Any] | None) -> Iterator[TextIO]:
+    """Open ``path`` for rows after the checkpoint's: what was written later is written again."""
+    with open(path, "r+" if path.exists() else "w+") as file:
+        file.truncate(state["offsets"][path.name] if state else 0)
+        file.seek(0, os.SEEK_END)
+        yield file
+
+
+def _refuse_if_stale(path: Path, found: dict[str, Any], cfg: Config) -> None:
+    there, here = records.flatten(found), records.flatten(cfg.identity())
+    changed = [
+        f"{key}: {there.get(key, 'absent')} there, {here.get(key, 'absent')} here"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key)
+    ]
+    if changed:
+        shown = "; ".join(changed[:4]) + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
+        raise UserError(
+            f"{path}: found a run of another configuration ({shown}), expected this one; "
+            "remove its directory or name another study=..."
+        )
+
+
+@contextlib.contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into a stop at the end of the step in hand."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# --- provenance ----------------------------------------------------------------------------------------------
+
+
+def _device_ready(cfg: Config) -> None:
+    if cfg.machine.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"machine.device: found '{cfg.machine.device}', expected cpu: torch sees no GPU here")
+
+
+def environment(device: str, threads: int) -> dict[str, Any]:
+    """Return versions, machine and code revision: what a record needs to be traced back."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cpu": _cpu(),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+        "threads": threads,
+        **_revision(),
+    }
+
+
+@cache
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+@cache
+def _revision() -> dict[str, Any]:
+    """The code's git revision and whether the code or configuration differed from it."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"git": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "src", "configs"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"git": None, "dirty": None}

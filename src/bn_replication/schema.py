@@ -1,0 +1,228 @@
+"""What a run may be told: every key, its type and its range, checked before anything else is done.
+
+Hydra composes YAML and the command line into one tree; :func:`validate` turns that tree into a frozen
+:class:`Config` or into one line that names the key, what was found, what was expected and the nearest valid
+name. Torch is not imported here, so that ``--help`` and the reading half stay quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bn_replication.errors import UserError, nearest
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+# One path component: letters, digits and what an override needs; no slash, and no dot in front.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_=+,-][A-Za-z0-9_.=+,-]*$", max_length=200)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are refused, values do not change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Component(BaseModel):
+    """A class and its arguments, which are held against the class's own signature when it is built."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+    name: Name
+    target: str = Field(alias="_target_")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Scale(Section):
+    """How large a study is here; studies refer to these values, nothing else reads them."""
+
+    name: Literal["smoke", "laptop", "gpu", "paper"]
+    sample: Literal["", "_sample"]
+    seeds: str
+    tune_seeds: str
+    mlp_steps: Count
+    inception_steps: Count
+    width: Positive
+    image_size: Count
+    base_rate: Positive
+    evaluations: Count
+    examples: Annotated[int, Field(ge=0)]
+
+
+class Data(Section):
+    name: Name
+    root: Path
+    source: Path | None
+    split: Literal["final", "tune"]
+    input: Literal["binary", "unit", "standardize"]
+    subset: Count | None
+    order: Literal["full", "within_shard", "fixed"]
+    shards: Count
+
+
+class Augment(Section):
+    name: Name
+    flip: bool
+    crop: Annotated[int, Field(ge=0)]
+    brightness: Fraction
+    contrast: Fraction
+    saturation: Fraction
+    hue: Fraction
+    strength: NonNegative
+
+    @property
+    def changes_anything(self) -> bool:
+        reach = self.brightness + self.contrast + self.saturation + self.hue
+        return self.flip or self.crop > 0 or reach * self.strength > 0
+
+
+class Optimizer(Section):
+    """Stochastic gradient descent; the rate is ``rate * multiple`` times the schedule's multiplier."""
+
+    name: Name
+    rate: Positive
+    multiple: Positive
+    momentum: Fraction
+    nesterov: bool
+    l2: NonNegative
+    l2_multiple: NonNegative
+    l2_on_norm: bool
+
+
+class Schedule(Section):
+    name: Name
+    total: Annotated[float, Field(gt=0, le=1)]
+    speed: NonNegative
+
+
+class Histogram(Section):
+    low: float
+    high: float
+    bins: Count
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Histogram:
+        if not self.low < self.high:
+            raise ValueError(f"low < high, found low={self.low} and high={self.high}")
+        return self
+
+
+class Probe(Section):
+    name: Name
+    enabled: bool
+    examples: Annotated[int, Field(ge=2)]
+    points: Count
+    percentiles: Annotated[list[Annotated[float, Field(ge=0, le=100)]], Field(min_length=1)]
+    histogram: Histogram
+    units_of: Literal["none", "last"]
+
+
+class Evaluate(Section):
+    times: Count
+    batch_size: Count
+    examples: Annotated[int, Field(ge=0)]
+
+
+class Tracking(Section):
+    name: Name
+    mode: Literal["offline", "online", "disabled"]
+    project: str
+    entity: str | None
+    directory: Path
+
+
+class Machine(Section):
+    """Where a run happens: nothing here is part of what a run *is*."""
+
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]
+    threads: Count
+    results: Path
+    checkpoint_every: Count
+
+
+class Config(Section):
+    """One run, whole."""
+
+    study: Name
+    variant: Name
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    steps: Count
+    batch_size: Count
+    precision: Literal["float32", "bfloat16"]
+    scale: Scale
+    data: Data
+    model: Component
+    norm: Component
+    optimizer: Optimizer
+    schedule: Schedule
+    augment: Augment
+    probe: Probe
+    evaluate: Evaluate
+    wandb: Tracking
+    machine: Machine
+    tuned: dict[str, Positive]
+
+    @model_validator(mode="after")
+    def _compatible(self) -> Config:
+        if self.batch_size == 1 and self.norm.name not in ("none", "layer", "group"):
+            raise ValueError(f"batch_size of 2 or more with norm={self.norm.name}, found batch_size=1")
+        if self.precision == "bfloat16" and self.machine.device == "cpu":
+            raise ValueError("precision=float32 on the CPU, found precision=bfloat16, which is slow or wrong there")
+        return self
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """The name chosen in each configuration group: what claims select runs by."""
+        groups = {"data": self.data, "model": self.model, "norm": self.norm, "optimizer": self.optimizer}
+        groups |= {"schedule": self.schedule, "augment": self.augment, "scale": self.scale}
+        return {"variant": self.variant} | {key: group.name for key, group in groups.items()}
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a run *is*: the configuration less what cannot change its numbers."""
+        tree = self.model_dump(mode="json", by_alias=True, exclude={"machine", "wandb", "tuned"})
+        for key in ("root", "source"):
+            del tree["data"][key]
+        # Studies take their sizes from the scale; once resolved, only its name says anything more.
+        tree["scale"] = {"name": self.scale.name}
+        return tree
+
+
+def validate(tree: Mapping[str, Any]) -> Config:
+    """Return ``tree`` as a :class:`Config`, or raise :class:`UserError` in one line that names every fault."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(fault) for fault in error.errors(include_url=False)]
+        raise UserError("; ".join(lines) + "; mend it on the command line or in configs/") from None
+
+
+def _explain(fault: Any) -> str:
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"found unknown key '{key}', expected one of configs/train.yaml{nearest(key, known_keys())}"
+    if fault["type"] == "missing":
+        return f"found no value for '{key}', expected one"
+    message = fault["msg"].removeprefix("Value error, ")
+    if not key or fault["type"] == "value_error":
+        return f"{key}: expected {message}".removeprefix(": ")
+    wanted = message.removeprefix("Input should be ").replace("a valid", "a")
+    return f"{key}: found {fault['input']!r}, expected {wanted}"
+
+
+def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Return every dotted key of the schema."""
+    keys = []
+    for name, field in model.model_fields.items():
+        key = prefix + (field.alias or name)
+        keys.append(key)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += known_keys(field.annotation, f"{key}.")
+    return keys

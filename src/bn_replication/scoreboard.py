@@ -1,0 +1,148 @@
+"""Verdicts on paper: the README's scoreboard in Markdown, and ``verdicts.csv``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from bn_replication.claims import Verdict
+from bn_replication.errors import UserError
+from bn_replication.ledger import PAPER, Entry, Summary, load_ledger, read_yaml
+from bn_replication.records import atomic_write
+
+START, END = "<!-- scoreboard -->", "<!-- /scoreboard -->"
+
+_LEGEND = (
+    "In brackets: the interval that decides, at the confidence that Holm's procedure allots the claim among "
+    "all those judged at its scale (given in `verdicts.csv`), so that all verdicts of a scale hold together "
+    "with 95% confidence. *n*: pairs of seeds, or runs. *Censored* runs never reached the target, *diverged* "
+    "ones ceased to be finite; both are counted. *Needs*: how many seeds would decide, going by these."
+)
+
+# What a ratio below and above 1 is called, by metric.
+_RATIO = {"steps_to": ("fewer steps", "more steps"), "drift": ("less drift", "more drift")}
+_UNIT = {"usable_width": " decades", "gap_at_loss": " nats"}
+
+
+def ours(entry: Entry, verdict: Verdict) -> str:
+    """Return an effect with its interval as a reader says it: ``2.1x fewer steps [1.8, 2.5]``."""
+    estimate, low, high = verdict.estimate, verdict.low, verdict.high
+    if verdict.n == 0:
+        return "—"
+    if entry.effect == "value":
+        low_text, high_text = (f"{v:.2g}" if abs(v) < 0.01 else f"{v:,.6g}" for v in (low, high))
+        text = high_text if low == high or abs(high) < 0.01 else f"{low_text} to {high_text}"
+    elif entry.effect == "share":
+        text = f"{round(estimate * verdict.n)} of {verdict.n} seeds [{low:.0%}, {high:.0%}]"
+    elif entry.effect == "ratio":
+        less, more = _RATIO.get(entry.metric.name, ("lower", "higher"))
+        if estimate < 1:
+            estimate, low, high = _inverse(estimate), _inverse(high), _inverse(low)
+            more = less
+        text = f"{estimate:.3g}x {more} [{low:.3g}, {high:.3g}]"
+    else:
+        times, unit = (100, " points") if _is_fraction(entry) else (1, _UNIT.get(entry.metric.name, ""))
+        text = f"{estimate * times:+.3g}{unit} [{low * times:+.3g}, {high * times:+.3g}]"
+    if math.isnan(estimate):
+        text = f"unknown [{low:.3g}, {high:.3g}]"
+    return text.replace("inf", "∞").replace("-", "−")
+
+
+def _inverse(value: float) -> float:
+    return 1 / value if value else math.inf
+
+
+def _is_fraction(entry: Entry) -> bool:
+    name = entry.metric.key if isinstance(entry.metric, Summary) else entry.metric.name
+    return name in ("best", "final", "grid_spread") or name.endswith(("accuracy", "error", "share"))
+
+
+def papers(entry: Entry, paper: Mapping[str, Any]) -> str:
+    """Return the paper's number for a claim in words, ``""`` if it prints none."""
+    if entry.paper is None:
+        return ""
+    leaf: Any = paper
+    for key in entry.paper.split("."):
+        if not isinstance(leaf, Mapping) or key not in leaf:
+            raise UserError(f"claim '{entry.id}': found no '{entry.paper}' in {PAPER}; mend one of the two")
+        leaf = leaf[key]
+    value, unit = leaf["value"], leaf["unit"]
+    if unit == "times_fewer":
+        return f"{value:.3g}x fewer" if value >= 1 else f"{1 / value:.3g}x more"
+    if unit == "points":
+        return f"{100 * value:+.3g} points".replace("-", "−")
+    if unit == "fraction":
+        return f"{100 * value:.3g}%"
+    return f"{value:.3g}x" if unit == "times" else f"{value:,.6g} {unit}"
+
+
+def scoreboard_markdown(
+    verdicts: Sequence[Verdict],
+    ledger: Mapping[str, Entry] | None = None,
+    paper: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the scoreboard in Markdown, markers included: every claim, all verdicts in one table and
+    type."""
+    ledger = load_ledger() if ledger is None else ledger
+    paper = read_yaml(PAPER) if paper is None else paper
+    kinds = get_args(get_type_hints(Verdict)["verdict"])
+    counts = ", ".join(f"{sum(v.verdict == kind for v in verdicts)} {kind}" for kind in kinds)
+    lines = [START, "", f"{counts}.", ""]
+    lines += ["| claim | the paper says | paper | ours | verdict | n | scale |", "| --- " * 7 + "|"]
+    for verdict in verdicts:
+        entry = ledger[verdict.claim]
+        marks = {"censored": verdict.censored, "diverged": verdict.diverged}
+        told = [f"{count} {mark}" for mark, count in marks.items() if count]
+        told += [f"needs {verdict.needs}"] if verdict.needs else []
+        cells = [
+            verdict.claim,
+            entry.says,
+            papers(entry, paper) or "—",
+            ours(entry, verdict),
+            verdict.verdict + (" (rule amended)" if entry.amendments else ""),
+            (str(verdict.n) if verdict.n else "—") + (f" ({', '.join(told)})" if told else ""),
+            verdict.scale or "—",
+        ]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join([*lines, "", _LEGEND, "", END])
+
+
+def verdicts_csv(verdicts: Sequence[Verdict]) -> str:
+    """Return the verdicts as CSV, numbers to six significant digits; what does not apply is empty."""
+
+    def cell(value: Any) -> str:
+        if value is None or value != value:
+            return ""
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(column.name for column in fields(Verdict))
+    for verdict in verdicts:
+        writer.writerow(cell(getattr(verdict, column.name)) for column in fields(Verdict))
+    return text.getvalue()
+
+
+def write_verdicts(verdicts: Sequence[Verdict], path: Path) -> None:
+    """Write the verdicts to ``path`` as CSV, atomically."""
+    atomic_write(path, verdicts_csv(verdicts).encode())
+
+
+def with_scoreboard(readme: str, block: str) -> str:
+    """Return the README's text with ``block`` where its scoreboard stands.
+
+    Raises:
+        UserError: the text does not hold the two markers once each, in order.
+    """
+    before, start, rest = readme.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end or START in rest or END in after:
+        raise UserError(
+            f"found no single scoreboard, expected one block from '{START}' to '{END}'; mend it in README.md"
+        )
+    return before + block + after

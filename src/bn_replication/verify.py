@@ -1,0 +1,162 @@
+"""``python -m bn_replication.verify``: does what is printed follow from what is committed?
+
+Recomputes every verdict and the README's scoreboard from the committed records and fails if
+
+- a record differs from the digest it was published under, or one was added or taken away since;
+- a rule differs from the one a run was started under, or was written after it (unless amended in the open);
+- ``verdicts.csv`` or the README says anything but what the records and the rules give.
+
+Needs no torch. Exits with 0 if all holds, 1 if anything does not, 2 if it cannot be told. ``--write``
+writes the manifest, the verdicts and the scoreboard anew; faults of records and rules it cannot mend.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bn_replication import records
+from bn_replication.claims import judge
+from bn_replication.errors import UserError
+from bn_replication.ledger import EXPERIMENTS, LEDGER, Entry, entry_digest, load_ledger
+from bn_replication.scoreboard import END, START, scoreboard_markdown, verdicts_csv, with_scoreboard
+
+ROOT = EXPERIMENTS.parent
+MANIFEST, VERDICTS = "records.sha256", "verdicts.csv"
+
+
+def manifest(published: Path) -> str:
+    """Return a line for every committed ``run.json`` in the form of sha256sum, which can check it too."""
+    paths = [directory / records.RUN for directory in records.run_directories(published)]
+    return "".join(f"{records.digest(path)}  {path.relative_to(published).as_posix()}\n" for path in paths)
+
+
+def altered_records(published: Path) -> list[str]:
+    """Return a line for every record that is not what its digests say.
+
+    A run's files are held against its ``run.json``, and that against the manifest of all.
+    """
+    faults = []
+    for directory in records.run_directories(published):
+        record = records.read_run_json(directory)
+        assert record is not None  # its run.json was listed a moment ago
+        filed = "/".join(directory.relative_to(published).parts)
+        named = f"{record['scale']}/{record['study']}/{record['arm']}/seed={record['seed']}"
+        if filed != named:
+            faults.append(f"{directory}: holds the record of {named}")
+        for name in {records.CURVES, records.ACTIVATIONS} | set(record["files"]):
+            file = next((f for f in (directory / name, directory / f"{name}.gz") if f.exists()), None)
+            signed = record["files"].get(name)
+            if (file and _digest(file)) != signed:
+                found = (
+                    "altered since it was written"
+                    if file and signed
+                    else "missing"
+                    if signed
+                    else "in no record"
+                )
+                faults.append(f"{directory / name}: {found}")
+    listed = _read(published / MANIFEST).splitlines()
+    for line in difflib.ndiff(listed, manifest(published).splitlines()):
+        if line[0] in "-+":
+            change = (
+                "the manifest lists another or none such" if line[0] == "+" else "not the one in the manifest"
+            )
+            faults.append(f"{published / line[2:].partition('  ')[2]}: {change}")
+    return sorted(set(faults))
+
+
+def _digest(path: Path) -> str:
+    try:
+        return records.digest(path)
+    except (OSError, EOFError):  # a packed file that no longer unpacks
+        return "unreadable"
+
+
+def changed_rules(published: Path, ledger: Mapping[str, Entry]) -> list[str]:
+    """Return a line for every claim whose rule is not the one that its study's runs were started under."""
+    faults: dict[str, list[str]] = {}
+    for directory in records.run_directories(published):
+        record = records.read_run_json(directory)
+        assert record is not None
+        started = record["rules"]
+        for name, entry in ledger.items():
+            if entry.study != record["study"]:
+                continue
+            amended = {amendment.replaces for amendment in entry.amendments}
+            stored = started.get(name, "none")
+            if stored != entry_digest(entry) and stored not in amended:
+                what = "written" if stored == "none" else "changed"
+                faults.setdefault(
+                    f"claim {name}: its rule was {what} after the first run it judges", []
+                ).append(f"{directory} (stored {stored[:12]})")
+        for name in set(started) - {name for name, entry in ledger.items() if entry.study == record["study"]}:
+            faults.setdefault(f"claim {name}: its rule was removed after runs had begun", []).append(
+                str(directory)
+            )
+    return [f"{fault}: {len(where)} run(s), first {where[0]}" for fault, where in faults.items()]
+
+
+def different_pages(published: Path, readme: Path, ledger: Mapping[str, Entry]) -> list[str]:
+    """Return a line for every row of ``verdicts.csv`` and of the README that the records do not give."""
+    verdicts = judge(ledger, records.load_runs(published))
+    text = readme.read_text()
+    block = START + text.partition(START)[2].partition(END)[0] + END
+    pages = [(published / VERDICTS, _read(published / VERDICTS), verdicts_csv(verdicts))]
+    with_scoreboard(text, "")  # both markers are there
+    pages.append((readme, block, scoreboard_markdown(verdicts, ledger)))
+    faults = []
+    for path, printed, computed in pages:
+        lines = difflib.ndiff(printed.splitlines(), computed.splitlines())
+        says = {"-": "is printed and does not follow", "+": "follows and is not printed"}
+        faults += [f"{path}: {says[line[0]]}: {line[2:]}" for line in lines if line[0] in says]
+    return faults
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def write(published: Path, readme: Path, ledger: Mapping[str, Entry]) -> None:
+    """Write the manifest, ``verdicts.csv`` and the README's scoreboard from the records in ``published``."""
+    verdicts = judge(ledger, records.load_runs(published))
+    page = with_scoreboard(readme.read_text(), scoreboard_markdown(verdicts, ledger))
+    published.mkdir(parents=True, exist_ok=True)
+    records.atomic_write(published / MANIFEST, manifest(published).encode())
+    records.atomic_write(published / VERDICTS, verdicts_csv(verdicts).encode())
+    records.atomic_write(readme, page.encode())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bn_replication.verify", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--published", type=Path, default=ROOT / "results" / "published")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--ledger", type=Path, default=LEDGER)
+    parser.add_argument("--write", action="store_true", help="write manifest, verdicts and scoreboard anew")
+    options = parser.parse_args(arguments)
+    published, readme = options.published, options.readme
+    try:
+        ledger = load_ledger(options.ledger)
+        faults = changed_rules(published, ledger)
+        if options.write:
+            write(published, readme, ledger)
+        faults = altered_records(published) + faults + different_pages(published, readme, ledger)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for fault in faults:
+        print(fault)
+    runs = len(records.run_directories(published))
+    print(
+        f"{len(faults)} fault(s)" if faults else f"verified: {len(ledger)} claims from {runs} committed runs"
+    )
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Who may import whom: the walls between what trains, what reads records, and what only computes."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "bn_replication"
+MODULES = {
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in SOURCE.rglob("*.py")
+}
+# Each module's own imports of the package, at most; `errors` and `streams` import nothing and are open to all.
+ALLOWED = {
+    "errors": set(),
+    "streams": set(),
+    "norms": set(),
+    "schedules": set(),
+    "metrics": set(),
+    "stats": set(),
+    "evaluate": {"norms"},
+    "probes": {"norms", "evaluate"},
+    "models": {"models"},
+    "data": {"data"},
+    "records": set(),
+    "schema": set(),
+}
+READERS = ("records", "metrics", "stats", "claims", "figures", "report", "publish", "verify", "schema", "train")
+COMPUTERS = ("metrics", "stats")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Return every module that ``path`` imports, wherever in it, with ``from package import module`` as both."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own_imports(path: Path) -> set[str]:
+    """Return the top-level modules of the package that ``path`` imports."""
+    names = {name.removeprefix("bn_replication.") for name in imports_of(path) if name.startswith("bn_replication.")}
+    return {name.partition(".")[0] for name in names} & {name.partition(".")[0] for name in MODULES}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_no_module_reaches_over_its_wall(name: str) -> None:
+    top = name.partition(".")[0]
+    if top in ALLOWED and not name.endswith("__main__") and name != "models.architecture":
+        assert own_imports(MODULES[name]) <= ALLOWED[top] | {"errors", "streams"}
+    assert not {"experiments", "notebooks", "tests"} & {found.partition(".")[0] for found in imports_of(MODULES[name])}
+
+
+@pytest.mark.parametrize("name", COMPUTERS)
+def test_statistics_need_numbers_alone(name: str) -> None:
+    foreign = {found.partition(".")[0] for found in imports_of(MODULES[name])} - set(sys.stdlib_module_names)
+    assert foreign <= {"numpy", "scipy", "pandas", "bn_replication"}
+
+
+NO_TORCH = """
+import importlib, sys
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision"):
+            raise ImportError(name)
+sys.meta_path.insert(0, NoTorch())
+for name in sys.argv[1:]:
+    importlib.import_module("bn_replication." + name)
+"""
+
+
+def test_the_reading_half_works_where_there_is_no_torch() -> None:
+    """In a process where torch cannot be imported, everything that judges and reports can be."""
+    subprocess.run([sys.executable, "-c", NO_TORCH, *READERS], check=True, timeout=60)
