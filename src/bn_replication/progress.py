@@ -12,6 +12,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import sys
 import tempfile
 import threading
@@ -105,7 +106,7 @@ class Report:
         self._job.step = step
         if self._first is None:
             self._first = step, now
-        elif now > self._first[1]:
+        elif now > self._first[1] + 0.01:  # over less than that, a rate is only noise
             self._job.rate = (step - self._first[0]) / (now - self._first[1])
 
     def __enter__(self) -> Self:
@@ -265,7 +266,7 @@ class Sweep:
         with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=both) as live:
             while not self._done.wait(INTERVAL):
                 self._look()
-                self._tell(lambda line: console.print(line, no_wrap=True, overflow="ellipsis"))
+                self._tell(console.print)
                 table = Table.grid(padding=(0, 2))
                 for job in self._running:
                     bar = ProgressBar(total=job.steps, completed=job.step, width=20)
@@ -275,9 +276,10 @@ class Sweep:
 
     def _tell(self, say: Callable[[str], object]) -> None:
         """Say a line for each job that has ended since."""
+        width = shutil.get_terminal_size().columns if self._stream.isatty() else None
         for job in list(self._ended.values())[self._told :]:
             self._told += 1
-            say(job.line())
+            say(job.line()[:width])
 
     def _print(self, text: str) -> None:
         print(text, file=self._stream, flush=True)

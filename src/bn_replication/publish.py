@@ -1,11 +1,12 @@
 """Promote runs to the committed records: ``python -m bn_replication.publish [STUDY ...]``.
 
-A run is checked (its record is whole, its files are the ones it signed, it did not fail) and compacted to at most
-100 kB: the curve is copied to the byte; activations are rounded to 4 significant digits and packed; histograms
-become parts per thousand and stay with one seed an arm, the lowest, at every probe or, where that is too much, at every second,
-fourth or eighth. What was done is written into the published ``run.json`` under ``published``, with the digests of the
-files as the run wrote them. A run that is published already is left as it stands; one that differs is refused.
-Nothing is written unless every run asked for passes. Figures, verdicts and the README's scoreboard follow.
+A run is checked (its record is whole, its files are the ones it signed, it did not fail) and compacted to at
+most 100 kB: the curve is copied to the byte; activations are rounded to 4 significant digits and packed;
+histograms become parts per thousand and stay with one seed an arm, the lowest, at every probe or, where that
+is too much, at every second, fourth or eighth. What was done is written into the published ``run.json`` under
+``published``, with the digests of the files as the run wrote them. A run that is published already is left as
+it stands; one that differs is refused. Nothing is written unless every run asked for passes. Figures,
+verdicts and the README's scoreboard follow.
 """
 
 from __future__ import annotations
@@ -43,12 +44,24 @@ from bn_replication.scoreboard import with_scoreboard
 
 LIMIT = 100_000  # bytes a published run takes
 DIGITS = 4
-_KEYS = ("study", "arm", "seed", "scale", "status", "steps_done", "summary", "config", "choices", "rules", "files")
+_KEYS = (
+    "study",
+    "arm",
+    "seed",
+    "scale",
+    "status",
+    "steps_done",
+    "summary",
+    "config",
+    "choices",
+    "rules",
+    "files",
+)
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """A run that passed: where it comes from and goes to, its record and files once compacted, and any warning."""
+    """A run that passed: from where to where, its record and files once compacted, and any warning."""
 
     source: Path
     target: Path
@@ -59,26 +72,37 @@ class Promotion:
 
 
 def check(directory: Path, failed: bool = False) -> dict[str, Any]:
-    """Return a run's record, or raise :class:`UserError` if it is damaged, altered, misfiled or (unless ``failed``) failed."""
+    """Return a run's record, or raise :class:`UserError` if it is damaged, altered, misfiled or (unless
+    ``failed``) failed."""
     record = read_run_json(directory)
     if record is None:
         raise UserError(f"{directory}: found no {RUN}, expected a run that has ended; finish it first")
     missing = [key for key in (*_KEYS, "environment", "started", "seconds") if key not in record]
     if missing:
-        raise UserError(f"{directory}: found no {', '.join(missing)} in {RUN}, expected a whole record; run it again")
+        raise UserError(
+            f"{directory}: found no {', '.join(missing)} in {RUN}, expected a whole record; run it again"
+        )
     filed = (*directory.parts[-4:-1], directory.name)
     named = (record["scale"], record["study"], record["arm"], f"seed={record['seed']}")
     if filed != named:
-        raise UserError(f"{directory}: found the record of {'/'.join(named)}, expected that of its own path; move it back")
+        raise UserError(
+            f"{directory}: found the record of {'/'.join(named)}, expected that of its own path; move it back"
+        )
     if record["status"] not in STATUSES:
-        raise UserError(f"{directory}: found status '{record['status']}', expected one of {', '.join(STATUSES)}; run it again")
+        raise UserError(
+            f"{directory}: found status '{record['status']}', expected one of {', '.join(STATUSES)}; rerun it"
+        )
     if record["status"] == "failed" and not failed:
-        raise UserError(f"{directory}: found a failed run, expected one that ended; run it again or give --failed")
+        raise UserError(
+            f"{directory}: found a failed run, expected one that ended; run it again or give --failed"
+        )
     for name, signed in record["files"].items():
         path = next((path for path in (directory / name, directory / f"{name}.gz") if path.exists()), None)
         if path is None or digest(path) != signed:
             found = "no file" if path is None else "another content"
-            raise UserError(f"{directory / name}: found {found}, expected the one whose digest is in {RUN}; run it again")
+            raise UserError(
+                f"{directory / name}: found {found}, expected the one whose digest is in {RUN}; run it again"
+            )
     return record
 
 
@@ -90,7 +114,8 @@ def rounded(value: Any) -> Any:
 
 
 def compact(rows: Iterable[dict[str, Any]], every: int) -> bytes:
-    """Return activation records as JSON lines, rounded, with histograms at every ``every``-th probe only (0: none).
+    """Return activation records as JSON lines, rounded, with histograms at every ``every``-th probe only (0:
+    none).
 
     A histogram becomes whole parts per thousand of what it counted.
     """
@@ -124,9 +149,15 @@ def prepare(source: Path, target: Path, record: dict[str, Any], histograms: bool
             how = {"from": record["files"], "digits": DIGITS, "histogram_every": every}
             warning = "its code had uncommitted changes" if record["environment"].get("dirty") else ""
             if histograms and every != 1:
-                warning += ("; " if warning else "") + f"histograms thinned to {f'every {every}th probe' if every else 'none'}"
-            return Promotion(source, target, {**record, "files": digests, "published": how}, files, "new", warning)
-    raise UserError(f"{source}: found {size:,} bytes once compacted, expected at most {LIMIT:,}; evaluate or probe less often")
+                warning += (
+                    "; " if warning else ""
+                ) + f"histograms thinned to {f'every {every}th probe' if every else 'none'}"
+            return Promotion(
+                source, target, {**record, "files": digests, "published": how}, files, "new", warning
+            )
+    raise UserError(
+        f"{source}: found {size:,} bytes once compacted, expected at most {LIMIT:,}; evaluate or probe less"
+    )
 
 
 def promote(promotion: Promotion) -> None:
@@ -161,20 +192,29 @@ def plan(
     for study in studies:
         if study not in known:
             among = ", ".join(sorted(known)) or "none"
-            raise UserError(f"found no runs of study '{study}' in {source}, expected one of: {among}{nearest(study, known)}")
+            raise UserError(
+                f"found no runs of '{study}' in {source}, expected one of: {among}{nearest(study, known)}"
+            )
     promotions, refusals = [], []
     for directory in directories:
         if studies and directory.parts[-3] not in studies:
             continue
         place = target / directory.relative_to(source)
         arms = (directory.parent, place.parent)
-        lowest = min(int(seed.name.partition("=")[2]) for arm in arms for seed in arm.glob("seed=*") if (seed / RUN).exists())
+        lowest = min(
+            int(seed.name.partition("=")[2])
+            for arm in arms
+            for seed in arm.glob("seed=*")
+            if (seed / RUN).exists()
+        )
         try:
             record = check(directory, failed)
             promotion = prepare(directory, place, record, histograms=record["seed"] == lowest)
             state = _against(place, record)
             if state == "replaced" and not replace:
-                raise UserError(f"{place}: found another run published, expected none or the same one; replace it with --replace")
+                raise UserError(
+                    f"{place}: found another run published, expected none or this one; give --replace"
+                )
             promotions.append(Promotion(**{**vars(promotion), "state": state}))
         except UserError as refusal:
             refusals.append(refusal)
@@ -182,7 +222,8 @@ def plan(
 
 
 def _against(place: Path, record: dict[str, Any]) -> str:
-    """Say how a run stands to what is published in its place: by its numbers and configuration, not by its clock."""
+    """Say how a run stands to what is published in its place: by its numbers and configuration, not by its
+    clock."""
     published = read_run_json(place)
     if published is None:
         return "new"
@@ -193,7 +234,8 @@ def _against(place: Path, record: dict[str, Any]) -> str:
 
 
 def draw(root: Path, studies: Iterable[tuple[str, str]]) -> list[Path]:
-    """Write the figures (SVG, and the CSV each was drawn from) of (scale, study) pairs from the records in ``root``."""
+    """Write the figures (SVG, and the CSV each was drawn from) of (scale, study) pairs from the records in
+    ``root``."""
     folders = []
     for scale, study in studies:
         runs = load_runs(root, study, scale)
@@ -207,12 +249,15 @@ def draw(root: Path, studies: Iterable[tuple[str, str]]) -> list[Path]:
 def publish(
     source: Path, target: Path, studies: Sequence[str] = (), replace: bool = False, failed: bool = False
 ) -> list[Promotion]:
-    """Check, promote and redraw; return what was done. Any refusal is a :class:`UserError` and nothing is written."""
+    """Check, promote and redraw; return what was done. Any refusal is a :class:`UserError` and nothing is
+    written."""
     promotions, refusals = plan(source, target, studies, replace, failed)
     if refusals:
         for refusal in refusals[1:]:
             print(refusal, file=sys.stderr)
-        raise UserError(f"{refusals[0]} ({len(refusals)} of {len(refusals) + len(promotions)} runs refused, nothing published)")
+        raise UserError(
+            f"{refusals[0]} ({len(refusals)} of {len(refusals) + len(promotions)} refused, nothing published)"
+        )
     if not promotions:
         raise UserError(f"found no runs in {source}, expected some; run a study first or mend --from")
     for promotion in promotions:
@@ -223,17 +268,29 @@ def publish(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bn_replication.publish", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("studies", nargs="*", metavar="STUDY", help="which studies; all of them if none is named")
-    parser.add_argument("--from", dest="source", type=Path, default=Path("results/runs"), help="default: %(default)s")
-    parser.add_argument("--to", dest="target", type=Path, default=Path("results/published"), help="default: %(default)s")
+    parser = argparse.ArgumentParser(
+        prog="python -m bn_replication.publish", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument(
+        "studies", nargs="*", metavar="STUDY", help="which studies; all of them if none is named"
+    )
+    parser.add_argument(
+        "--from", dest="source", type=Path, default=Path("results/runs"), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--to", dest="target", type=Path, default=Path("results/published"), help="default: %(default)s"
+    )
     parser.add_argument("--replace", action="store_true", help="replace published runs that differ")
     parser.add_argument("--failed", action="store_true", help="publish failed runs too")
-    parser.add_argument("--readme", type=Path, default=Path("README.md"), help="whose scoreboard is written anew")
+    parser.add_argument(
+        "--readme", type=Path, default=Path("README.md"), help="whose scoreboard is written anew"
+    )
     options = parser.parse_args(arguments)
     try:
         if not options.readme.exists():
-            raise UserError(f"found no {options.readme}, expected the page with the scoreboard; mend --readme")
+            raise UserError(
+                f"found no {options.readme}, expected the page with the scoreboard; mend --readme"
+            )
         with_scoreboard(options.readme.read_text(), "")  # before anything is written: are its markers there?
         promotions = publish(options.source, options.target, options.studies, options.replace, options.failed)
         for promotion in promotions:

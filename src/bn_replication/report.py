@@ -1,10 +1,10 @@
 """Records -> one HTML file that opens anywhere, offline: ``python -m bn_replication.report``.
 
-Published records and the reader's own runs stand side by side under their names and are judged apart. The page holds
-the scoreboard, then every study with its figures and the claims it decides (what the paper says, the rule as written in
-the ledger, the evidence, the command that reruns it), what differs from the paper, and where the numbers come from.
-Curves are drawn by Vega-Lite from one bundle within the file; nothing is fetched. ``--claim ID`` prints one claim in the
-terminal instead. This module only reads records.
+Published records and the reader's own runs stand side by side under their names and are judged apart. The
+page holds the scoreboard, then every study with its figures and the claims it decides (what the paper says,
+the rule as written in the ledger, the evidence, the command that reruns it), what differs from the paper, and
+where the numbers come from. Curves are drawn by Vega-Lite from one bundle within the file; nothing is
+fetched. ``--claim ID`` prints one claim in the terminal instead. This module only reads records.
 """
 
 from __future__ import annotations
@@ -29,31 +29,53 @@ from markupsafe import Markup
 from bn_replication import figures
 from bn_replication.claims import Verdict, judge
 from bn_replication.errors import UserError, nearest
-from bn_replication.ledger import AMBIGUITIES, EXPERIMENTS, LEDGER, PAPER, SCALES, Entry, load_ledger, read_yaml
-from bn_replication.records import atomic_write, finite, load_activations, load_curves, load_runs, read_run_json
+from bn_replication.figures import Frame
+from bn_replication.ledger import (
+    AMBIGUITIES,
+    EXPERIMENTS,
+    LEDGER,
+    PAPER,
+    SCALES,
+    Entry,
+    load_ledger,
+    read_yaml,
+)
+from bn_replication.records import (
+    atomic_write,
+    finite,
+    load_activations,
+    load_curves,
+    load_runs,
+    read_run_json,
+)
 from bn_replication.scoreboard import ours, papers
 
 HERE = Path(__file__).parent
+STUDIES = EXPERIMENTS.parent / "configs" / "experiment"
 ROOTS = (Path("results/published"), Path("results/runs"))
 LIMIT = 5_000_000  # bytes the page should stay below
 POINTS = 150  # a run's curve is thinned to about so many rows in the interactive charts
 PROSE = ("where", "says", "paper", "why", "amendments")
-COMMANDS = {"exact": "python -m bn_replication.exact", "architecture": "python -m bn_replication.models.inception"}
+COMMANDS = {
+    "exact": "python -m bn_replication.exact",
+    "architecture": "python -m bn_replication.models.inception",
+}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A tree of records under a name that says whose they are, with the verdicts they support by themselves."""
+    """A tree of records, named by whose they are, with the verdicts they support by themselves."""
 
     key: str  # published | yours
     name: str
     root: Path
-    runs: pd.DataFrame
+    runs: Frame
     verdicts: dict[tuple[str, str], Verdict] = field(default_factory=dict)  # by claim and scale
 
 
 def sources(roots: Sequence[Path], ledger: Mapping[str, Entry]) -> list[Source]:
-    """Return what lies in each root; a root named ``published`` holds the published records, any other the reader's."""
+    """Return what lies in each root; a root named ``published`` holds the published records, any other the
+    reader's."""
     found = []
     for root in roots:
         runs = load_runs(root)
@@ -67,7 +89,9 @@ def sources(roots: Sequence[Path], ledger: Mapping[str, Entry]) -> list[Source]:
 # --- what the template is given ----------------------------------------------------------------------------
 
 
-def scoreboard(ledger: Mapping[str, Entry], paper: Mapping[str, Any], found: Sequence[Source]) -> list[dict[str, Any]]:
+def scoreboard(
+    ledger: Mapping[str, Entry], paper: Mapping[str, Any], found: Sequence[Source]
+) -> list[dict[str, Any]]:
     """Return one row a claim and scale, with a cell a source; a claim that no source has run is one row."""
     rows = []
     for claim, entry in ledger.items():
@@ -81,7 +105,9 @@ def scoreboard(ledger: Mapping[str, Entry], paper: Mapping[str, Any], found: Seq
 def _cell(entry: Entry, verdict: Verdict | None) -> dict[str, Any]:
     if verdict is None:
         return {"verdict": "not run", "ours": "—", "n": "—", "row": None}
-    marks = [f"{getattr(verdict, mark)} {mark}" for mark in ("censored", "diverged") if getattr(verdict, mark)]
+    marks = [
+        f"{getattr(verdict, mark)} {mark}" for mark in ("censored", "diverged") if getattr(verdict, mark)
+    ]
     marks += [f"needs {verdict.needs}"] * bool(verdict.needs)
     n = str(verdict.n or "—") + (f" ({', '.join(marks)})" if marks else "")
     return {"verdict": verdict.verdict, "ours": ours(entry, verdict), "n": n, "row": verdict}
@@ -90,27 +116,37 @@ def _cell(entry: Entry, verdict: Verdict | None) -> dict[str, Any]:
 def rule(entry: Entry, raw: Mapping[str, Any]) -> str:
     """Return the part of a ledger entry that decides, as YAML, word for word."""
     body = {key: value for key, value in raw[entry.id].items() if key not in PROSE}
-    return yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None).strip()
+    return yaml.safe_dump(
+        body, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
+    ).strip()
 
 
 def command(study: str, scale: str) -> str:
-    """Return the command that runs a study again."""
+    """Return the command that runs a study; a study that only the ledger names so far has none yet."""
+    if study not in COMMANDS and not (STUDIES / f"{study}.yaml").exists():
+        return ""
     run = COMMANDS.get(study, f"python -m bn_replication.train -m experiment={study}")
     return run if scale in ("", "laptop") or study in COMMANDS else f"{run} scale={scale}"
 
 
 def asks(study: str) -> str:
     """Return what a study asks, in the words at the head of its configuration; nothing if it has none."""
-    path = EXPERIMENTS.parent / "configs" / "experiment" / f"{study}.yaml"
+    path = STUDIES / f"{study}.yaml"
     lines = path.read_text().splitlines() if path.exists() else []
     head = itertools.takewhile(lambda line: line.startswith("#"), lines)
     return " ".join(line.lstrip("# ") for line in head if "@package" not in line)
 
 
-def effect_svg(entry: Entry, row: Mapping[str, Any], paper: Mapping[str, Any], found: Sequence[Source]) -> Markup | None:
+def effect_svg(
+    entry: Entry, row: Mapping[str, Any], paper: Mapping[str, Any], found: Sequence[Source]
+) -> Markup | None:
     """Return the picture of a claim's intervals against its bounds, or ``None`` where nothing was judged."""
     bounds = entry.bounds_at(row["scale"])
-    lines = [(source.name, cell["row"]) for source, cell in zip(found, row["cells"], strict=True) if cell["row"] is not None]
+    lines = [
+        (source.name, cell["row"])
+        for source, cell in zip(found, row["cells"], strict=True)
+        if cell["row"] is not None
+    ]
     lines = [(name, v.estimate, v.low, v.high) for name, v in lines if v.n and v.low == v.low]
     if bounds is None or not lines or entry.effect == "value":
         return None
@@ -123,11 +159,16 @@ def effect_svg(entry: Entry, row: Mapping[str, Any], paper: Mapping[str, Any], f
     elif entry.paper and leaf["unit"] == "points":
         printed = leaf["value"]
     figure = figures.draw_effect(lines, bounds, entry.effect, printed)
-    return inline(figures.render(figure), f"effect-{entry.id}-{row['scale']}", f"{entry.id}: interval against the rule's bounds")
+    return inline(
+        figures.render(figure),
+        f"effect-{entry.id}-{row['scale']}",
+        f"{entry.id}: interval against the rule's bounds",
+    )
 
 
 def inline(svg: bytes, key: str, label: str) -> Markup:
-    """Return an SVG as an element of the page: its identifiers made unique, itself named for those who cannot see it."""
+    """Return an SVG as an element of the page: its identifiers made unique, itself named for those who
+    cannot see it."""
     text = svg.decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -136,15 +177,20 @@ def inline(svg: bytes, key: str, label: str) -> Markup:
     # Its own size is for paper; on the page the style sheet sets the width.
     width = float(re.search(r'width="([\d.]+)pt"', text)[1])  # type: ignore[index]
     text = re.sub(r'(<svg[^>]*?) height="[\d.]+pt"', r"\1", text, count=1)
-    head = Markup('<svg role="img" aria-label="{}" style="--wide:{}px"').format(label, round(width * 4 / 3))
-    text = re.sub(r'^<svg(.*?) width="[\d.]+pt"', lambda match: head + Markup(match[1]), text, count=1, flags=re.DOTALL)
+    kind = "wide" if width > 480 else "narrow"
+    head = Markup('<svg role="img" class="{}" aria-label="{}" style="--wide:{}px"').format(
+        kind, label, round(width * 4 / 3)
+    )
+    text = re.sub(
+        r'^<svg(.*?) width="[\d.]+pt"', lambda match: head + Markup(match[1]), text, count=1, flags=re.DOTALL
+    )
     return Markup(text)
 
 
-def curves_data(runs: pd.DataFrame) -> dict[str, Any] | None:
-    """Return what an interactive chart of learning curves needs, in columns; ``None`` if there are no curves."""
-    curves = load_curves(runs)
-    columns = [c for c in curves if c.endswith(("_accuracy", "_loss")) and curves[c].notna().any()]
+def curves_data(runs: Frame) -> dict[str, Any] | None:
+    """Return what an interactive chart of learning curves needs; ``None`` if there are no curves."""
+    curves: Frame = load_curves(runs)
+    columns = [str(c) for c in curves if str(c).endswith(("_accuracy", "_loss")) and curves[c].notna().any()]
     if not columns:
         return None
     columns.sort(key=lambda c: (c.startswith("train"), not c.endswith("accuracy")))
@@ -155,11 +201,13 @@ def curves_data(runs: pd.DataFrame) -> dict[str, Any] | None:
         # The last row is kept whatever the stride: it is where a run ends.
         own = own.iloc[sorted({*range(0, len(own), every), len(own) - 1})]
         values = {c: [_digits(value) for value in own[c].tolist()] for c in columns}
-        series.append({"arm": arms.index(str(arm)), "seed": int(str(seed)), "step": own["step"].tolist(), **values})
+        series.append(
+            {"arm": arms.index(str(arm)), "seed": int(str(seed)), "step": own["step"].tolist(), **values}
+        )
     return {"kind": "curves", "columns": columns, "arms": _arms(style), "series": series}
 
 
-def layers_data(runs: pd.DataFrame) -> dict[str, Any] | None:
+def layers_data(runs: Frame) -> dict[str, Any] | None:
     """Return percentiles of every layer over steps, of each arm's lowest seed; ``None`` if there are none."""
     lowest = runs.loc[runs.groupby("arm")["seed"].idxmin()]
     activations = load_activations(lowest)
@@ -171,13 +219,22 @@ def layers_data(runs: pd.DataFrame) -> dict[str, Any] | None:
     for (arm, layer), own in bands.groupby(["arm", "layer"], sort=False):
         own = own.iloc[sorted({*range(0, len(own), -(-len(own) // 24)), len(own) - 1})]
         values = {p: [_digits(value, 3) for value in own[p].tolist()] for p in ("p15", "p50", "p85")}
-        series.append({"arm": arms.index(str(arm)), "layer": layers.index(layer), "step": own["step"].tolist(), **values})
+        series.append(
+            {
+                "arm": arms.index(str(arm)),
+                "layer": layers.index(layer),
+                "step": own["step"].tolist(),
+                **values,
+            }
+        )
     return {"kind": "layers", "layers": layers, "arms": _arms(style), "series": series}
 
 
 def _arms(style: Mapping[str, figures.Look]) -> list[dict[str, Any]]:
     dashes = {"-": [], "--": [6, 3], ":": [2, 2], "-.": [6, 2, 2, 2]}
-    return [{"label": look.label, "colour": look.colour, "dash": dashes[look.dash]} for look in style.values()]
+    return [
+        {"label": look.label, "colour": look.colour, "dash": dashes[look.dash]} for look in style.values()
+    ]
 
 
 def _digits(value: Any, digits: int = 4) -> float | None:
@@ -190,7 +247,7 @@ def as_json(data: Any) -> Markup:
 
 
 def panels(study: str, found: Sequence[Source], paper: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a study's panels, one a scale and source: its figures, its chart data and, for Figure 3, its table."""
+    """Return a study's panels, one a scale and source: figures, chart data and, for Figure 3, its table."""
     result = []
     for scale in SCALES:
         for source in found:
@@ -199,7 +256,10 @@ def panels(study: str, found: Sequence[Source], paper: Mapping[str, Any]) -> lis
                 continue
             key = f"{source.key}-{scale}-{study}"
             drawn = [
-                {"drawing": drawing, "svg": inline(figures.render(drawing.figure), f"{key}-{drawing.name}", drawing.title)}
+                {
+                    "drawing": drawing,
+                    "svg": inline(figures.render(drawing.figure), f"{key}-{drawing.name}", drawing.title),
+                }
                 for drawing in figures.draw_study(runs)
                 if drawing.name != "curves"  # the interactive chart shows these
             ]
@@ -223,8 +283,9 @@ def panels(study: str, found: Sequence[Source], paper: Mapping[str, Any]) -> lis
     return result
 
 
-def fig3_rows(table: pd.DataFrame) -> list[dict[str, str]]:
-    """Return Figure 3's numbers as a reader says them; what the paper does not print, or nothing reached, is a dash."""
+def fig3_rows(table: Frame) -> list[dict[str, str]]:
+    """Return Figure 3's numbers as a reader says them; what the paper does not print, or nothing reached,
+    is a dash."""
 
     def say(value: float, form: str) -> str:
         return "—" if value != value else form.format(value)
@@ -239,7 +300,11 @@ def fig3_rows(table: pd.DataFrame) -> list[dict[str, str]]:
             text[f"times fewer, {side}"] = say(row[f"times fewer, {side}"], "{:.3g}x")
             text[f"accuracy, {side}"] = say(100 * row[f"accuracy, {side}"], "{:.1f}%")
         if row["seeds"] and row["steps, ours"] != row["steps, ours"]:
-            text["steps, ours"] = f"never ({row['reached, ours']:.0f} of {row['seeds']:.0f} did)" if row["reached, ours"] else "never"
+            text["steps, ours"] = (
+                f"never ({row['reached, ours']:.0f} of {row['seeds']:.0f} did)"
+                if row["reached, ours"]
+                else "never"
+            )
         rows.append(text)
     return rows
 
@@ -254,14 +319,22 @@ def provenance(source: Source) -> dict[str, Any]:
     seconds = source.runs["seconds"].astype(float).sum()
     started = source.runs["started"].dropna().astype(str).str[:10]
     studies = source.runs.groupby(["scale", "study"], sort=True).agg(
-        runs=("seed", "size"), seconds=("seconds", "sum"), diverged=("status", lambda s: int((s == "diverged").sum()))
+        runs=("seed", "size"),
+        seconds=("seconds", "sum"),
+        diverged=("status", lambda s: int((s == "diverged").sum())),
     )
     return {
         "environment": {key: ", ".join(sorted(values)) for key, values in sorted(seen.items())},
         "total": _duration(seconds),
         "dates": " to ".join(sorted({started.min(), started.max()})),
         "studies": [
-            {"scale": scale, "study": study, "runs": row.runs, "diverged": row.diverged, "time": _duration(row.seconds)}
+            {
+                "scale": scale,
+                "study": study,
+                "runs": row.runs,
+                "diverged": row.diverged,
+                "time": _duration(row.seconds),
+            }
             for (scale, study), row in zip(studies.index, studies.itertuples(), strict=True)
         ],
     }
@@ -293,11 +366,17 @@ def page(roots: Sequence[Path] = ROOTS, ledger_path: Path = LEDGER) -> str:
         if shown:
             studies.append({"name": study, "asks": asks(study), "claims": claims, "panels": shown})
     waiting = [row for row in rows if row["entry"].study not in {study["name"] for study in studies}]
+    bundle = vl_convert.javascript_bundle()  # pyright: ignore[reportCallIssue]  # its stub omits a default
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     counts = {
-        source.key: pd.Series([v.verdict for v in source.verdicts.values()]).value_counts().to_dict() for source in found
+        source.key: pd.Series([v.verdict for v in source.verdicts.values()]).value_counts().to_dict()
+        for source in found
     }
     return environment.get_template("report.html.j2").render(
         sources=found,
@@ -312,14 +391,14 @@ def page(roots: Sequence[Path] = ROOTS, ledger_path: Path = LEDGER) -> str:
         as_json=as_json,
         style=Markup((HERE / "report.css").read_text()),
         script=Markup((HERE / "report.js").read_text()),
-        bundle=Markup(vl_convert.javascript_bundle().replace("</script", "<\\/script")),
+        bundle=Markup(bundle.replace("</script", "<\\/script")),
         icon=base64.b64encode(_ICON).decode(),
     )
 
 
 _ICON = (
-    b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path d="M1 14Q6 14 8 2q2 12 7 12" fill="none" '
-    b'stroke="#0072B2" stroke-width="2"/></svg>'
+    b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">'
+    b'<path d="M1 14Q6 14 8 2q2 12 7 12" fill="none" stroke="#0072B2" stroke-width="2"/></svg>'
 )
 
 
@@ -343,20 +422,33 @@ def show_claim(name: str, roots: Sequence[Path]) -> None:
         for (claim, scale), verdict in source.verdicts.items():
             if claim == name:
                 cell = _cell(entry, verdict)
-                table.add_row(*map(Text, (source.name, scale or "—", cell["ours"], cell["verdict"], cell["n"])))
-                for label, values in (("control", verdict.control), ("treatment", verdict.treatment), ("note", verdict.note)):
+                table.add_row(
+                    *map(Text, (source.name, scale or "—", cell["ours"], cell["verdict"], cell["n"]))
+                )
+                for label, values in (
+                    ("control", verdict.control),
+                    ("treatment", verdict.treatment),
+                    ("note", verdict.note),
+                ):
                     notes += [Text(f"{source.name}, {scale}, {label}: {values}")] if values else []
         if source.runs.empty:
             notes.append(Text(f"{source.name}: none in {source.root}"))
     console.print(table if table.row_count else Text("not run"))
     for note in notes:
         console.print(note)
-    console.print(Text(f"\nRun it again: {command(entry.study, '')}"))
+    console.print(Text(f"\nRun it: {command(entry.study, '') or 'no study decides it yet'}"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bn_replication.report", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--root", type=Path, action="append", help="root of records, may be repeated; default: both of results/")
+    parser = argparse.ArgumentParser(
+        prog="python -m bn_replication.report", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        action="append",
+        help="root of records, may be repeated; default: both of results/",
+    )
     parser.add_argument("--out", type=Path, default=Path("results/report.html"), help="default: %(default)s")
     parser.add_argument("--claim", metavar="ID", help="print this claim's evidence and write nothing")
     options = parser.parse_args(arguments)
@@ -373,12 +465,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         atomic_write(options.out, content)
         print(f"{options.out}: {len(content) / 1e6:.1f} MB")
         if len(content) > LIMIT:
-            print(f"warning: {options.out} is over {LIMIT / 1e6:.0f} MB; show fewer roots with --root", file=sys.stderr)
+            print(
+                f"warning: {options.out} is over {LIMIT / 1e6:.0f} MB; show fewer roots with --root",
+                file=sys.stderr,
+            )
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"{options.out}: found {error.strerror}, expected to write there; mend it with --out", file=sys.stderr)
+        print(
+            f"{options.out}: found {error.strerror}, expected to write there; mend it with --out",
+            file=sys.stderr,
+        )
         return 2
     return 0
 

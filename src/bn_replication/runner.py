@@ -10,8 +10,8 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import itertools
 import json
-import math
 import os
 import platform
 import signal
@@ -143,7 +143,9 @@ class _Run:
             )
             stack.enter_context(_signals(self.stop))
             if state is None:
-                self._on_due(0)
+                self._on_step(0)
+            else:  # a resumed run is a new one to the tracker: it gets what the interrupted one had
+                self._replay()
             diverged = fit(
                 self.model,
                 self.optimizer,
@@ -153,8 +155,7 @@ class _Run:
                 steps=cfg.steps,
                 seed=cfg.seed,
                 meter=self.meter,
-                due=_Due(self.evaluated | self.probed | self.saved, self.stop),
-                on_due=self._on_due,
+                on_step=self._on_step,
                 precision=getattr(torch, cfg.precision),
             )
             finite = all(bool(p.isfinite().all()) for p in self.model.parameters())
@@ -204,7 +205,7 @@ class _Run:
 
     # --- what happens at certain steps --------------------------------------------------------------------
 
-    def _on_due(self, step: int) -> None:
+    def _on_step(self, step: int) -> None:
         if step in self.evaluated:
             self._write_row(step)
         if step in self.probed:
@@ -228,7 +229,7 @@ class _Run:
         self.curve = {"step": step, "epoch": _round(epoch), "rate": _round(self._rate(step)), **trained, **held_out}
         self.best = max(self.best, held_out[self.accuracy_key])
         self.curves.write(records.json_line(self.curve))
-        self.log.curve(self.curve | {"samples_seen": step * self.cfg.batch_size})
+        self.log.curve(self.curve)
 
     def _write_activations(self, step: int) -> None:
         assert self.probe is not None
@@ -254,6 +255,13 @@ class _Run:
             cfg.histogram.bins,
             cfg.units_of,
         )
+
+    def _replay(self) -> None:
+        for row in records.read_rows(self.directory / records.CURVES):
+            self.log.curve(row)
+        by_step = itertools.groupby(records.read_rows(self.directory / records.ACTIVATIONS), lambda row: row["step"])
+        for _, rows in by_step:
+            self.log.activations(list(rows))
 
     # --- checkpoints --------------------------------------------------------------------------------------
 
@@ -321,16 +329,6 @@ class _Inputs:
         return self._to_input(distorted).contiguous(memory_format=torch.channels_last), images.labels[indices]
 
 
-class _Due:
-    """The steps after which the loop calls back: those planned, and at once when asked to stop."""
-
-    def __init__(self, steps: set[int], stop: threading.Event) -> None:
-        self.steps, self.stop = steps, stop
-
-    def __contains__(self, step: int) -> bool:
-        return step in self.steps or self.stop.is_set()
-
-
 def _load(cfg: Config) -> Split:
     return load(cfg.data.name, cfg.data.root, cfg.data.split, cfg.data.subset, cfg.data.source, cfg.machine.device)
 
@@ -360,7 +358,8 @@ def _locked(directory: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _appending(path: Path, state: dict[str, Any] | None) -> Iterator[TextIO]:
     """Open ``path`` for rows after the checkpoint's: what was written later is written again."""
-    with open(path, "r+" if path.exists() else "w+") as file:
+    # By lines, so that a reader (or a killed run) sees whole rows as they come.
+    with open(path, "r+" if path.exists() else "w+", buffering=1) as file:
         file.truncate(state["offsets"][path.name] if state else 0)
         file.seek(0, os.SEEK_END)
         yield file

@@ -50,6 +50,7 @@ class Scale(Section):
     tune_seeds: str
     mlp_steps: Count
     inception_steps: Count
+    short_steps: Count
     width: Positive
     image_size: Count
     base_rate: Positive

@@ -16,8 +16,7 @@ from torch.nn import functional as F
 
 from bn_replication.errors import UserError
 
-# One column a choice, drawn whether or not it is used: turning one distortion off leaves the others' draws
-# alone.
+# One column a choice, drawn whether or not it is used: turning one off leaves the draws of the others alone.
 FLIP, TOP, LEFT, BRIGHTNESS, CONTRAST, SATURATION, HUE = range(7)
 
 
@@ -41,7 +40,6 @@ def augment(
     exactly ``images / 255``. Raises ``UserError`` for values out of range or colour distortions of images
     without three channels.
     """
-    factors = torch.tensor([brightness, contrast, saturation, hue]) * strength
     photometric = check(images.shape[1], crop, brightness, contrast, saturation, hue, strength)
     if not (flip or crop or photometric):
         return images.float().div_(255)
@@ -50,9 +48,8 @@ def augment(
         images = _shift(images, draws, flip, crop)
     pixels = images.float().div_(255)
     if photometric:
-        # uniform in -1..1, times each distortion's reach
-        amount = (draws[:, BRIGHTNESS:] * 2 - 1) * factors.to(images.device, non_blocking=True)
-        pixels = _colour(pixels, amount)
+        reach = _reach(brightness, contrast, saturation, hue, strength, images.device)
+        pixels = _colour(pixels, (draws[:, BRIGHTNESS:] * 2 - 1) * reach)  # uniform in -reach..reach
     return pixels
 
 
@@ -98,6 +95,13 @@ def _shift(images: Tensor, draws: Tensor, flip: bool, crop: int) -> Tensor:
     padded = F.pad(images, (crop, crop, crop, crop)).flatten(2)  # (N, C, (H + 2 crop)(W + 2 crop))
     places = (rows[:, :, None] * (w + 2 * crop) + columns[:, None, :]).flatten(1)  # (N, H W)
     return padded.gather(2, places[:, None].expand(n, c, h * w)).view(n, c, h, w)
+
+
+@cache  # on the device for good: a copy to a GPU each step would wait for it
+def _reach(
+    brightness: float, contrast: float, saturation: float, hue: float, strength: float, device: torch.device
+) -> Tensor:
+    return torch.tensor([brightness, contrast, saturation, hue], device=device) * strength
 
 
 @cache

@@ -209,8 +209,7 @@ def _fetch(dataset: Dataset, folder: Path, user_dir: Path | None) -> Path:
     if user_dir is not None:
         sources.insert(0, (f"directory {user_dir}", lambda scratch: user_dir))
     tried = [found]
-    # In the folder itself, so that the last step is a rename on one file system even where it is a mount or a
-    # link.
+    # In the folder itself, so that the last step is a rename on one file system, be it a mount or a link.
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder, ignore_cleanup_errors=True) as scratch:
         for number, (label, source) in enumerate(sources):
             place, staging = Path(scratch) / f"{number}", Path(scratch) / f"{number}.verified"

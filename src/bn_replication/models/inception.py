@@ -186,6 +186,12 @@ class Inception(nn.Module):
         super().__init__()
         check_choice("placement", placement, get_args(Placement))
         check_choice("initialisation", initialisation, get_args(Initialisation))
+        if not width > 0:
+            raise UserError(f"found model.width: {width}, expected more than 0; mend it in configs/scale")
+        if not 0 <= dropout < 1:
+            raise UserError(
+                f"found model.dropout: {dropout}, expected 0 or more, below 1; mend it in configs"
+            )
         small = image_size < 64
         if image_size < 16 or (not small and image_size % 32):
             raise UserError(

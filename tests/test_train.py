@@ -1,0 +1,134 @@
+"""The command line as a user meets it: sweeps, exit codes, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from bn_replication import records
+from bn_replication.errors import UserError, nearest
+from bn_replication.schema import known_keys
+from bn_replication.train import CONFIGS
+from tests.conftest import Compose
+
+FIG1 = ("experiment=fig1_mnist", "scale=smoke", "steps=4", "evaluate.times=2", "wandb=disabled")
+
+
+def command(*words: str, results: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bn_replication.train", *words, f"machine.results={results}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"JOBS": "2", "PYTHONWARNINGS": "default"},
+    )
+
+
+def test_a_sweep_runs_each_job_once_goes_on_after_a_refusal_and_tells_by_its_exit_code(tmp_path: Path) -> None:
+    first = command("-m", *FIG1, "norm=none,batch", "seed=0,1", results=tmp_path)
+    assert first.returncode == 0, first.stderr
+    runs = records.load_runs(tmp_path)
+    assert sorted(zip(runs["arm"], runs["seed"], strict=True)) == [
+        (f"evaluate.times=2,norm={norm},steps=4", seed) for norm in ("batch", "none") for seed in (0, 1)
+    ]
+    # The same study again, in which one job asks for what cannot be: the others are skipped, the exit code is 2.
+    again = command("-m", *FIG1, "norm=none,batch", "seed=0,1,-1", results=tmp_path)
+    assert again.returncode == 2
+    assert "4 skipped" in again.stderr
+    assert "2 refused" in again.stderr
+    assert "seed: found -1, expected greater than or equal to 0" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+MISTAKES = {
+    "unknown key": (["sed=3"], "found unknown key 'sed', expected", "did you mean 'seed'?"),
+    "unknown nested key": (["optimizer.rte=3"], "found unknown key 'optimizer.rte'", "did you mean 'optimizer.rate'?"),
+    "added unknown key": (["+optimizer.rte=3"], "found unknown key 'optimizer.rte'", "did you mean 'optimizer.rate'?"),
+    "unknown group value": (["norm=bach"], "found norm=bach, expected one of batch", "did you mean 'batch'?"),
+    "unknown study": (["experiment=fig1_mnst"], "found experiment=fig1_mnst", "did you mean 'fig1_mnist'?"),
+    "no number": (["seed=abc"], "seed: found 'abc', expected", "command line"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(mistake: str, tmp_path: Path) -> None:
+    words, *expected = MISTAKES[mistake]
+    result = command("scale=smoke", "wandb=disabled", *words, results=tmp_path)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    line = next(line for line in result.stderr.splitlines() if "found" in line)
+    assert all(text in line for text in expected), line
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["optimizer.rate=0"], "optimizer.rate: found 0, expected greater than 0"),
+        (["optimizer.momentum=1"], "optimizer.momentum: found 1, expected less than 1"),
+        (["probe.percentiles=[15,150]"], "probe.percentiles.1: found 150, expected less than or equal to 100"),
+        (["probe.histogram.low=9"], "low < high"),
+        (["batch_size=1", "norm=batch"], "batch_size of 2 or more with norm=batch"),
+        (["precision=bfloat16"], "precision=float32 on the CPU"),
+        (["steps=1.5"], "steps: found 1.5"),
+        (["study=../elsewhere"], "study: found '../elsewhere'"),
+        (["data.split=test"], "data.split: found 'test', expected 'final' or 'tune'"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(composed: Compose, overrides: list[str], complaint: str) -> None:
+    with pytest.raises(UserError) as caught:
+        composed(*overrides)
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_typo_in_a_file_is_refused_like_one_on_the_command_line(tmp_path: Path) -> None:
+    study = CONFIGS / "experiment" / f"typo_{os.getpid()}.yaml"
+    study.write_text("# @package _global_\n# A typo.\nstudy: typo\nstpes: 3\n")
+    try:
+        result = command(f"experiment={study.stem}", "scale=smoke", "wandb=disabled", results=tmp_path)
+    finally:
+        study.unlink()
+    assert result.returncode == 2
+    assert "found unknown key 'stpes'" in result.stderr
+    assert "did you mean 'steps'?" in result.stderr
+
+
+def test_help_answers_within_two_seconds(tmp_path: Path) -> None:
+    """Processor time, so that a busy machine does not decide."""
+    before = os.times()
+    result = command("--help", results=tmp_path)
+    after = os.times()
+    assert result.returncode == 0
+    assert "experiment: " in result.stdout
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 2
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_file_says_what_it_is_and_carries_its_own_name(path: Path) -> None:
+    first, second = path.read_text().splitlines()[:2]
+    assert (second if first.startswith("# @package") else first).startswith("# ")
+    tree = OmegaConf.load(path)
+    key = {"experiment": "study", "variant": "variant", "setting": None}.get(path.parent.name, "name")
+    if key:
+        assert str(OmegaConf.to_container(tree)[key]).removesuffix("${scale.sample}") == path.stem  # type: ignore[index]
+
+
+@pytest.mark.parametrize("study", sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml")))
+@pytest.mark.parametrize("scale", ["smoke", "laptop", "gpu"])
+def test_every_study_composes_at_every_scale(composed: Compose, study: str, scale: str) -> None:
+    cfg, _ = composed(f"experiment={study}", f"scale={scale}")
+    assert cfg.study == study
+    assert cfg.scale.name == scale
+
+
+def test_nearest_names_what_was_probably_meant() -> None:
+    assert nearest("optimizer.rte", known_keys()) == "; did you mean 'optimizer.rate'?"
+    assert nearest("zzz", known_keys()) == ""
+
+
