@@ -161,9 +161,7 @@ def compare(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/inception.json"))
     parser.add_argument(
         "--repeats", type=int, default=7, help="of the 224-pixel step; small steps take 4 times as many"
@@ -189,9 +187,7 @@ def main() -> None:
         "branch by branch, channels-last": (plain(Inception(BatchNorm, **small)), last),
     }
     targets = {"branch by branch": 1.5, "branch by branch, channels-last": 1.0}
-    rows += compare(
-        "laptop scale", nets, targets, 32, 32, 10, 1, 8 * options.repeats
-    )  # one thread, as in a sweep
+    rows += compare("laptop scale", nets, targets, 32, 32, 10, 1, 8 * options.repeats)  # one thread, as in a sweep
     options.json.parent.mkdir(parents=True, exist_ok=True)
     machine = {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine()}
     options.json.write_text(json.dumps({"environment": machine, "rows": rows}, indent=1) + "\n")

@@ -2,7 +2,7 @@
 
 The peer is a training script's usual form: torchvision's MNIST with transforms, a shuffling ``DataLoader``, PyTorch's
 own layers and SGD, eager, every thread torch takes, one run after another. A second peer is given the images as tensors
-beforehand. Ours is what ``make fig1_mnist`` does: whole runs with their records, one thread each, side by side on all cores.
+beforehand. Ours is what ``make fig1_mnist`` does: whole runs with their records, one thread each, on all cores.
 Repetitions alternate, and ratios are of the pairs, so that a machine whose speed drifts does not decide.
 
 ``python benchmarks/training.py [--steps 3000] [--repeat 3] [--json FILE]`` (needs ``make data``)
@@ -95,11 +95,14 @@ def throughput(steps: int, repeat: int, scratch: Path) -> dict[str, list[float]]
     ours("warm-up")
     speeds: dict[str, list[float]] = {name: [] for name in ("ours", *peers)}
     for repetition in range(repeat):
-        seconds = {"ours": timed(lambda: ours(f"run{repetition}"))}
-        for name, dataset in peers.items():
-            seconds[name] = timed(lambda: [peer_run(dataset, norm, steps) for norm, _ in jobs])  # noqa: B023
-        for name, value in seconds.items():
-            speeds[name].append(len(jobs) * steps / value)
+        for name in speeds:
+            began = time.perf_counter()
+            if name == "ours":
+                ours(f"run{repetition}")
+            else:
+                for norm, _ in jobs:
+                    peer_run(peers[name], norm, steps)
+            speeds[name].append(len(jobs) * steps / (time.perf_counter() - began))
     return speeds
 
 
@@ -121,7 +124,7 @@ def overheads(scratch: Path) -> dict[str, float]:
     return {
         "seconds_a_step": step,
         "fixed_seconds_of_a_further_run": fixed,
-        # All of the study's probes fall into a tenth of its steps here, so a tenth of the difference is the study's share.
+        # All of the study's probes fall into a tenth of its steps here: a tenth of the difference is its share.
         "probes_and_logging_share": (full_seconds - bare_seconds) / (10 * bare_seconds),
     }
 

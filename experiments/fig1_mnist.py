@@ -23,9 +23,7 @@ def draw(root: Path, scale: str) -> bytes:
     """Return the figure as SVG, from the records of study ``fig1_mnist`` below ``root``."""
     runs = load_runs(root, "fig1_mnist", scale)
     if not {"none", "batch"} <= set(runs["choice.norm"] if len(runs) else ()):
-        raise UserError(
-            f"found no fig1_mnist runs with norm none and batch in {root}/{scale}; run the study first"
-        )
+        raise UserError(f"found no fig1_mnist runs with norm none and batch in {root}/{scale}; run the study first")
     units, style = figures.unit_percentiles(load_activations(runs)), figures.looks(runs)
     figure = Figure(figsize=(8.4, 2.7))
     panels = figure.subplots(1, 3, width_ratios=(1.25, 1, 1))
@@ -40,9 +38,7 @@ def draw(root: Path, scale: str) -> bytes:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--root", type=Path, default=Path("results/published"), help="records; default: %(default)s"
-    )
+    parser.add_argument("--root", type=Path, default=Path("results/published"), help="records; default: %(default)s")
     parser.add_argument("--scale", default="laptop", help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("figure1.svg"), help="default: %(default)s")
     options = parser.parse_args()

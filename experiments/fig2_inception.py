@@ -24,19 +24,14 @@ PAPERS = [
     "bn_x30",
     "bn_x5_sigmoid",
 ]  # the negative controls are in no figure of it
-COLUMNS = [
-    f"{what}, {side}" for what in ("rate", "steps", "times fewer", "accuracy") for side in ("paper", "ours")
-]
+COLUMNS = [f"{what}, {side}" for what in ("rate", "steps", "times fewer", "accuracy") for side in ("paper", "ours")]
 
 
 def draw(root: Path, scale: str) -> tuple[bytes, str]:
-    """Return Figure 2 as SVG and Figure 3 as Markdown, from the records of study ``fig2_inception`` below
-    ``root``."""
+    """Return Figure 2 as SVG and Figure 3 as Markdown, from the records below ``root``."""
     runs = load_runs(root, "fig2_inception", scale)
     if "inception" not in set(runs["choice.variant"] if len(runs) else ()):
-        raise UserError(
-            f"found no fig2_inception runs of the plain Inception in {root}/{scale}; run the study first"
-        )
+        raise UserError(f"found no fig2_inception runs of the plain Inception in {root}/{scale}; run the study first")
     runs = runs.loc[runs["choice.variant"].isin(PAPERS)]
     curves = load_curves(runs)
     table = figures.fig3_table(runs, curves, read_yaml(PAPER)["fig3"])
@@ -48,9 +43,7 @@ def draw(root: Path, scale: str) -> tuple[bytes, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--root", type=Path, default=Path("results/published"), help="records; default: %(default)s"
-    )
+    parser.add_argument("--root", type=Path, default=Path("results/published"), help="records; default: %(default)s")
     parser.add_argument("--scale", default="laptop", help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("figure2.svg"), help="default: %(default)s")
     options = parser.parse_args()

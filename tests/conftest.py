@@ -19,7 +19,7 @@ Compose = Callable[..., tuple[Config, str]]
 
 @pytest.fixture
 def composed(tmp_path: Path) -> Compose:
-    """Return a function from overrides to a validated configuration, at the smoke scale below ``tmp_path``, and its arm."""
+    """Return a function from overrides to a smoke-scale configuration below ``tmp_path`` and its arm."""
 
     def function(*overrides: str) -> tuple[Config, str]:
         fixed = ["scale=smoke", f"machine.results={tmp_path / 'runs'}", "wandb=disabled"]

@@ -38,9 +38,9 @@ def write(
         rows = [{"step": i * steps // 10, "test_accuracy": value} for i, value in enumerate(accuracies)]
     texts = {records.CURVES: "".join(map(records.json_line, rows))}
     if units:
-        probes = [
-            {"step": i, "layer": layer, "units": u} for i, u in enumerate(units) for layer in ("act1", "act3")
-        ]
+        probes = []
+        for i, moving in enumerate(units):  # an earlier layer is recorded too, which moves not at all
+            probes += [{"step": i, "layer": "act1", "units": units[0]}, {"step": i, "layer": "act3", "units": moving}]
         texts[records.ACTIVATIONS] = "".join(map(records.json_line, probes))
     for name, text in texts.items():
         (directory / name).write_text(text)

@@ -290,9 +290,7 @@ def test_a_diverged_run_is_a_result(tmp_path: Path) -> None:
     best = entry("best", metric="best", effect="difference", bounds={"below": 0.0})
     final = entry("final", metric={"name": "final", "chance": 0.1}, effect="difference", bounds={"above": 0})
     faster = entry("faster", bounds={"below": 1})
-    verdicts = {
-        v.claim: v for v in judge({e.id: e for e in (best, final, faster)}, records.load_runs(tmp_path))
-    }
+    verdicts = {v.claim: v for v in judge({e.id: e for e in (best, final, faster)}, records.load_runs(tmp_path))}
     assert all(v.n == v.diverged == 5 for v in verdicts.values())
     assert verdicts["best"].estimate == pytest.approx(0.5 - 0.52)
     assert verdicts["final"].estimate == pytest.approx(0.1 - 0.52)
@@ -332,13 +330,9 @@ def test_arms_are_selected_by_choice_or_configuration(tmp_path: Path) -> None:
     for seed in range(3):
         for dropout, lrn in ((0.0, False), (0.4, True)):
             config = {"model": {"dropout": dropout, "lrn": lrn}}
-            write(
-                tmp_path, "study", f"d={dropout}", seed, climb(0.5 + dropout, 500), config=config, choices={}
-            )
+            write(tmp_path, "study", f"d={dropout}", seed, climb(0.5 + dropout, 500), config=config, choices={})
     for arms in ({"model.dropout": 0}, {"model.dropout": 0.4}), ({"model.lrn": False}, {"model.lrn": True}):
-        less = entry(
-            metric="best", effect="difference", control=arms[0], treatment=arms[1], bounds={"above": 0}
-        )
+        less = entry(metric="best", effect="difference", control=arms[0], treatment=arms[1], bounds={"above": 0})
         assert verdict_of(tmp_path, less).estimate == pytest.approx(0.4)
     # A number is not a truth value: lrn=1 fits nothing.
     odd = entry(metric="best", effect="difference", control={"model.lrn": 1}, treatment={"model.lrn": True})
@@ -406,9 +400,7 @@ def test_failing_is_a_share_of_seeds_by_the_exact_binomial(tmp_path: Path) -> No
 def test_a_seed_in_which_a_control_fails_too_does_not_bear_the_claim_out(tmp_path: Path) -> None:
     for seed in range(6):
         write(tmp_path, "fig2_inception", "variant=bn_x5", seed, climb(0.5, 500))
-        write(
-            tmp_path, "fig2_inception", "variant=bn_x30", seed, [0.1] * 11 if seed == 2 else climb(0.5, 500)
-        )
+        write(tmp_path, "fig2_inception", "variant=bn_x30", seed, [0.1] * 11 if seed == 2 else climb(0.5, 500))
         write(tmp_path, "fig2_inception", "variant=inception_x5", seed, [0.1], status="diverged")
     verdict = verdict_of(tmp_path, load_ledger()["plain-x5-diverges"])
     assert (verdict.verdict, verdict.estimate) == ("inconclusive", pytest.approx(5 / 6))
@@ -495,9 +487,7 @@ def test_gap_is_compared_at_the_lowest_loss_both_reach(tmp_path: Path) -> None:
 def test_more_claims_widen_every_interval(tmp_path: Path) -> None:
     paired_runs(tmp_path, 3)
     alone = verdict_of(tmp_path, entry())
-    others = [
-        entry(f"other-{i}", metric="best", effect="difference", bounds={"above": 0.4}) for i in range(4)
-    ]
+    others = [entry(f"other-{i}", metric="best", effect="difference", bounds={"above": 0.4}) for i in range(4)]
     among = verdict_of(tmp_path, entry(), *others)
     assert alone.level == pytest.approx(0.95)
     assert among.level == pytest.approx(1 - 0.05 / 5)

@@ -74,9 +74,7 @@ def test_crops_and_flips_move_pixels_as_padding_and_cutting_does():
         for top in range(9):
             for left in range(9):
                 cut = source[:, top : top + 32, left : left + 32]
-                found += [
-                    (top, left, mirror) for mirror in (0, 1) if image.equal(cut.flip(2) if mirror else cut)
-                ]
+                found += [(top, left, mirror) for mirror in (0, 1) if image.equal(cut.flip(2) if mirror else cut)]
         assert found
         places.add(found[0][:2])
         mirrored += found[0][2]
@@ -150,9 +148,7 @@ def test_every_file_names_every_option(path):
     options = yaml.safe_load(path.read_text())
     assert options.pop("name") == path.stem
     parameters = inspect.signature(augment).parameters.values()
-    assert list(options) == [
-        parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY
-    ]
+    assert list(options) == [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     assert draw(**options).equal(UNIT) is (path.stem == "none")
 
 

@@ -104,9 +104,7 @@ def test_streams_differ(a, b):
 
 def test_streams_are_the_same_for_good():
     assert stream_seed(0, "order") == stream_seed(0, "order", 0) == 1831614450559561184
-    draws = [
-        torch.rand(4, generator=generator(*key)) for key in ((0, "order", 0), (0, "order", 1), (0, "init", 0))
-    ]
+    draws = [torch.rand(4, generator=generator(*key)) for key in ((0, "order", 0), (0, "order", 1), (0, "init", 0))]
     assert torch.rand(4, generator=generator(0, "order", 0)).equal(draws[0])
     assert not draws[0].equal(draws[1])
     assert not draws[0].equal(draws[2])

@@ -108,17 +108,13 @@ def test_truncated_gzip_and_gzip_bomb_are_refused(tiny: Dataset, tmp_path: Path)
         path = tmp_path / f"{file.name}.gz"
         path.write_bytes(content)
         assert sources._copy(path, tmp_path / "out", file)
-        assert (
-            not (tmp_path / "out").exists() or (tmp_path / "out").stat().st_size <= file.size + sources.CHUNK
-        )
+        assert not (tmp_path / "out").exists() or (tmp_path / "out").stat().st_size <= file.size + sources.CHUNK
     path.write_bytes(gzip.compress(IMAGES))
     assert sources._copy(path, tmp_path / "out", file) == ""
 
 
 @pytest.mark.parametrize("form", ["plain", "gzip", "nested", "archive", "environment"])
-def test_a_directory_of_the_user(
-    tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
-) -> None:
+def test_a_directory_of_the_user(tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     no_fallback(monkeypatch)
     user = fill(tmp_path / "user" / ("MNIST/raw" if form == "nested" else ""))
     if form == "gzip":
@@ -205,9 +201,7 @@ def test_a_debian_package(tiny: Dataset, tmp_path: Path, monkeypatch: pytest.Mon
         "Package: tiny\nVersion: 1\nArchitecture: all\nMaintainer: none <none@example.org>\nDescription: x\n"
     )
     (tmp_path / "user").mkdir()
-    subprocess.run(
-        ["dpkg-deb", "-b", tree, tmp_path / "user/tiny_1_all.deb"], check=True, capture_output=True
-    )
+    subprocess.run(["dpkg-deb", "-b", tree, tmp_path / "user/tiny_1_all.deb"], check=True, capture_output=True)
     assert sources.fault(tiny, sources.ensure("tiny", tmp_path / "root", tmp_path / "user")) == ""
 
 
@@ -286,9 +280,7 @@ def test_no_network_names_the_files_and_what_was_tried(
 ) -> None:
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    monkeypatch.setattr(
-        sys, "argv", ["data", "tiny", "--root", str(tmp_path), "--source", str(tmp_path / "empty")]
-    )
+    monkeypatch.setattr(sys, "argv", ["data", "tiny", "--root", str(tmp_path), "--source", str(tmp_path / "empty")])
     assert program.main() == 2
     (line,) = capsys.readouterr().err.splitlines()
     for expected in (
@@ -303,9 +295,7 @@ def test_no_network_names_the_files_and_what_was_tried(
 
 
 def test_a_download_that_stalls_is_ended_with_its_children(tmp_path: Path) -> None:
-    script = (
-        "import subprocess as s; p = s.Popen(['sleep', '60']); print(p.pid, file=open('pid', 'w')); p.wait()"
-    )
+    script = "import subprocess as s; p = s.Popen(['sleep', '60']); print(p.pid, file=open('pid', 'w')); p.wait()"
     begin = time.monotonic()
     with pytest.raises(SourceError, match="no answer for"):
         sources._bounded([sys.executable, "-S", "-c", script], tmp_path, stall=1.0)

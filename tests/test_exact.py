@@ -59,10 +59,7 @@ def without_the_variances_path(
 
 
 def biased_population(model: torch.nn.Module, batches: list[Tensor]) -> dict[str, norms.Population]:
-    return {
-        name: norms.Population(p.mean, p.var * 7 / 8)
-        for name, p in population_statistics(model, batches).items()
-    }
+    return {name: norms.Population(p.mean, p.var * 7 / 8) for name, p in population_statistics(model, batches).items()}
 
 
 population_statistics = norms.population_statistics
@@ -101,9 +98,7 @@ def test_the_departures_with_eps_are_what_eps_predicts() -> None:
     ratio = summary["departure_a_0.1"] / summary["departure_a_10"]
     assert ratio == pytest.approx(100, rel=0.2)
     assert summary["departure_a_0.01"] > summary["departure_a_0.1"] > 1e-4
-    assert (
-        1e-7 < measured("identity")[0]["departure_as_printed"] < 1e-3
-    )  # about eps / (2 Var[x]), Var[x] >= 0.01
+    assert 1e-7 < measured("identity")[0]["departure_as_printed"] < 1e-3  # about eps / (2 Var[x]), Var[x] >= 0.01
 
 
 def test_detached_statistics_move_the_bias_and_not_the_loss() -> None:
@@ -150,7 +145,5 @@ def test_help_needs_no_torch() -> None:
     code = "import runpy, sys; sys.argv = ['exact', '--help']\n"
     code += "try: runpy.run_module('bn_replication.exact', run_name='__main__')\n"
     code += "finally: assert 'torch' not in sys.modules"
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=20
-    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=20)
     assert "--seeds" in found.stdout

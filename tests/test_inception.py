@@ -79,14 +79,10 @@ def test_computation_against_googlenet():
     assert compute["ratio_as_shapes"] == pytest.approx(1.223, abs=1e-3)  # the separable stem costs less
 
 
-@pytest.mark.parametrize(
-    ("reading", "late"), [("as_printed", (608, 608, 1056)), ("as_shapes", (576, 576, 1024))]
-)
+@pytest.mark.parametrize(("reading", "late"), [("as_printed", (608, 608, 1056)), ("as_shapes", (576, 576, 1024))])
 def test_output_sizes_are_those_of_fig5(reading, late):
     with torch.device("meta"):
-        found = {
-            line.part: line.output for line in lines(Inception(reading=reading), torch.empty(1, 3, 224, 224))
-        }
+        found = {line.part: line.output for line in lines(Inception(reading=reading), torch.empty(1, 3, 224, 224))}
     assert found["stem.conv1"] == (64, 112, 112)
     assert found["stem.pool1"] == (64, 56, 56)
     assert found["stem.conv2"] == (192, 56, 56)
@@ -100,9 +96,7 @@ def test_output_sizes_are_those_of_fig5(reading, late):
 
 def test_small_form_works_on_8_4_and_2_pixels():
     with torch.device("meta"):
-        found = {
-            line.part: line.output[1:] for line in lines(Inception(image_size=32), torch.empty(1, 3, 32, 32))
-        }
+        found = {line.part: line.output[1:] for line in lines(Inception(image_size=32), torch.empty(1, 3, 32, 32))}
     assert [found[f"inception{name}"] for name in ("3a", "3b", "3c", "4d", "4e", "5b")] == [
         *((8, 8),) * 2,
         *((4, 4),) * 2,
@@ -209,11 +203,7 @@ def test_norms_that_mix_channels_see_their_own_branch_only():
 def test_convolution_is_conv2d_to_the_second_derivative(bias, kernel, side):
     torch.manual_seed(0)
     conv = Conv2d(3, 4, kernel, padding=kernel // 2, bias=bias).double().to(memory_format=torch.channels_last)
-    x = (
-        torch.randn(2, 3, side, side, dtype=torch.double)
-        .to(memory_format=torch.channels_last)
-        .requires_grad_()
-    )
+    x = torch.randn(2, 3, side, side, dtype=torch.double).to(memory_format=torch.channels_last).requires_grad_()
     torch.testing.assert_close(conv(x), plain_conv(conv, x))
     assert torch.autograd.gradgradcheck(lambda x, _: conv(x).tanh(), (x, conv.weight))
 
@@ -267,9 +257,7 @@ def copy_from(net: Inception, other: nn.Module) -> list[tuple[ConvNormAct, list[
         (net.stem.reduce2, [stem.conv2.conv1]),
         (net.stem.conv2, [stem.conv2.conv2]),
     ]
-    units = [
-        unit for name, stage in other.features.named_children() if name.startswith("stage") for unit in stage
-    ]
+    units = [unit for name, stage in other.features.named_children() if name.startswith("stage") for unit in stage]
     for name, unit in zip(net.module_names, units, strict=True):
         ours, branches = getattr(net, name), list(unit.branches)
         *first, three, double, pool = branches
@@ -292,9 +280,7 @@ def copy_from(net: Inception, other: nn.Module) -> list[tuple[ConvNormAct, list[
 
 def test_parity_with_pytorchcv_in_a_training_step():
     other = peer().double()
-    other.features.final_pool = nn.AdaptiveAvgPool2d(
-        1
-    )  # its 7x7 pool wants 224 px; the mean is the same there
+    other.features.final_pool = nn.AdaptiveAvgPool2d(1)  # its 7x7 pool wants 224 px; the mean is the same there
     eps = other.features.init_block.conv1.bn.eps
     net = Inception(
         functools.partial(norms.BatchNorm, eps=eps),
@@ -391,9 +377,7 @@ def test_every_option_moves_the_loss_or_the_count(options):
 
 def test_one_generator_seed_gives_one_net():
     def first(seed: int) -> Tensor:
-        return Inception(
-            image_size=32, width=0.125, generator=torch.Generator().manual_seed(seed)
-        ).classifier.weight
+        return Inception(image_size=32, width=0.125, generator=torch.Generator().manual_seed(seed)).classifier.weight
 
     assert torch.equal(first(0), first(0))
     assert not torch.equal(first(0), first(1))

@@ -37,9 +37,7 @@ def test_three_layers_of_100_sigmoids_and_ten_classes():
 def test_the_paper_s_order_and_the_other():
     order = [name for name, _ in build(norm_layer=norms.BatchNorm, hidden=(5,)).named_children()]
     assert order == ["flatten", "linear1", "norm1", "act1", "classifier"]
-    order = [
-        name for name, _ in build(norm_layer=norms.BatchNorm, hidden=(5,), placement="after").named_children()
-    ]
+    order = [name for name, _ in build(norm_layer=norms.BatchNorm, hidden=(5,), placement="after").named_children()]
     assert order == ["flatten", "linear1", "act1", "norm1", "classifier"]
 
 
@@ -100,9 +98,7 @@ def test_folding_leaves_the_outputs():
     net(pixels().double())
     folded = norms.fold(net)
     assert not norms.batch_norms(folded)
-    torch.testing.assert_close(
-        folded(pixels(4).double()), net.eval()(pixels(4).double()), rtol=1e-10, atol=1e-10
-    )
+    torch.testing.assert_close(folded(pixels(4).double()), net.eval()(pixels(4).double()), rtol=1e-10, atol=1e-10)
 
 
 def test_one_seed_gives_one_net():

@@ -104,9 +104,7 @@ def test_several_steps_agree_with_pytorch(
 def test_the_running_variance_is_unbiased_and_momentum_weighs_the_new_batch() -> None:
     x = torch.tensor([[1.0], [3.0]])  # mean 2, biased variance 1, unbiased 2
     for layer in (norms.BatchNorm(1, momentum=0.25), norms.ReferenceBatchNorm(1, momentum=0.25)):
-        assert layer(x).flatten().tolist() == pytest.approx(
-            [-1, 1], rel=1e-4
-        )  # normalised with the biased one
+        assert layer(x).flatten().tolist() == pytest.approx([-1, 1], rel=1e-4)  # normalised with the biased one
         assert layer.running_mean.item() == 0.75 * 0 + 0.25 * 2
         assert layer.running_var.item() == 0.75 * 1 + 0.25 * 2
 
@@ -133,9 +131,7 @@ def test_channels_last_is_kept_and_changes_nothing() -> None:
 
 @given(power=st.integers(-20, 20), seed=st.integers(0, 99), convolutional=st.booleans())
 @settings(max_examples=40, deadline=None)
-def test_doubling_the_weights_leaves_every_bit_of_the_output(
-    power: int, seed: int, convolutional: bool
-) -> None:
+def test_doubling_the_weights_leaves_every_bit_of_the_output(power: int, seed: int, convolutional: bool) -> None:
     # Multiplying by a power of two rounds nothing: with eps = 0 the identity of Sec. 3.3 is exact to the bit.
     u, weight = draw(9, 4, seed=seed), draw(3, 4, seed=seed + 100)
     if convolutional:
@@ -150,15 +146,11 @@ def test_doubling_the_weights_leaves_every_bit_of_the_output(
 
 @given(scale=st.floats(1e-3, 1e3), shift=st.floats(-100, 100), seed=st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
-def test_an_affine_map_of_a_channel_is_undone_and_gamma_beta_can_redo_it(
-    scale: float, shift: float, seed: int
-) -> None:
+def test_an_affine_map_of_a_channel_is_undone_and_gamma_beta_can_redo_it(scale: float, shift: float, seed: int) -> None:
     x = draw(10, 3, seed=seed)
     moved = scale * x + shift
     # Rounding of the mean is magnified by its ratio to the deviation, up to 1e6 here.
-    assert_close(
-        batch_norm(moved, *constants(3), eps=0.0), batch_norm(x, *constants(3), eps=0.0), rtol=0, atol=1e-8
-    )
+    assert_close(batch_norm(moved, *constants(3), eps=0.0), batch_norm(x, *constants(3), eps=0.0), rtol=0, atol=1e-8)
     mean, var = norms.batch_moments(moved)
     assert_close(batch_norm(moved, var.sqrt(), mean, eps=0.0), moved, rtol=1e-12, atol=1e-12)
 
@@ -278,9 +270,7 @@ def test_per_activation_is_batch_norm_of_the_flattened_map() -> None:
 @pytest.mark.parametrize("affine", [True, False])
 def test_per_activation_round_trips_through_a_state_dict(affine: bool) -> None:
     def build() -> nn.Sequential:
-        return nn.Sequential(
-            nn.Conv2d(1, 3, 2), norms.PerActivationBatchNorm(3, affine=affine), nn.ReLU()
-        ).double()
+        return nn.Sequential(nn.Conv2d(1, 3, 2), norms.PerActivationBatchNorm(3, affine=affine), nn.ReLU()).double()
 
     trained, x = build(), draw(6, 1, 3, 4)
     for _ in range(3):

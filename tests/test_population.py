@@ -76,19 +76,14 @@ def test_later_layers_see_what_training_shows_them() -> None:
     net = randomized(nn.Sequential(norms.BatchNorm(3), nn.Sigmoid(), nn.Linear(3, 2), norms.BatchNorm(2)))
     batches = [draw(6, 3, seed=seed) for seed in range(4)]
     first = net[0]
-    seen = [
-        net[2](torch.sigmoid(norms.batch_norm_forward(b, first.weight, first.bias, first.eps).y))
-        for b in batches
-    ]
+    seen = [net[2](torch.sigmoid(norms.batch_norm_forward(b, first.weight, first.bias, first.eps).y)) for b in batches]
     found = norms.population_statistics(net, batches)["3"]
     assert_close(found.mean, torch.stack([s.mean(0) for s in seen]).mean(0))
     assert_close(found.var, torch.stack([s.var(0, unbiased=True) for s in seen]).mean(0))
 
 
 def test_the_pass_leaves_no_trace_and_draws_no_random_number() -> None:
-    net = randomized(
-        nn.Sequential(nn.Linear(3, 4), norms.BatchNorm(4), nn.ReLU(), nn.Dropout(0.5), nn.BatchNorm1d(4))
-    )
+    net = randomized(nn.Sequential(nn.Linear(3, 4), norms.BatchNorm(4), nn.ReLU(), nn.Dropout(0.5), nn.BatchNorm1d(4)))
     net[0].eval()
     before, random = state(net), torch.get_rng_state()
     batches = [draw(8, 3, seed=seed) for seed in range(3)]
@@ -133,9 +128,7 @@ def batch_norm_count(net: nn.Module) -> int:
 def test_linear_and_convolution_fold_with_and_without_bias() -> None:
     net = randomized(
         nn.Sequential(
-            nn.Sequential(
-                nn.Conv2d(2, 4, 3, groups=2, bias=False), nn.Conv2d(4, 6, 1, bias=False)
-            ),  # separable
+            nn.Sequential(nn.Conv2d(2, 4, 3, groups=2, bias=False), nn.Conv2d(4, 6, 1, bias=False)),  # separable
             norms.BatchNorm(6),
             nn.ReLU(),
             nn.Sequential(nn.Conv2d(6, 3, 2), norms.ReferenceBatchNorm(3, affine=False), nn.Sigmoid()),
@@ -229,17 +222,13 @@ def test_folding_in_float32_is_rounded_once() -> None:
 # --- batch statistics -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "layer", [norms.BatchNorm, norms.ReferenceBatchNorm, norms.DetachedBatchNorm, nn.BatchNorm1d]
-)
+@pytest.mark.parametrize("layer", [norms.BatchNorm, norms.ReferenceBatchNorm, norms.DetachedBatchNorm, nn.BatchNorm1d])
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("training", [True, False])
 def test_batch_statistics_are_used_and_nothing_is_written(
     layer: type[nn.Module], momentum: float | None, training: bool
 ) -> None:
-    net = randomized(nn.Sequential(nn.Linear(3, 4), layer(4, momentum=momentum), nn.Sigmoid())).train(
-        training
-    )
+    net = randomized(nn.Sequential(nn.Linear(3, 4), layer(4, momentum=momentum), nn.Sigmoid())).train(training)
     x = draw(7, 3)
     expected = copy.deepcopy(net).train()(x)
     before, buffers = state(net), list(net.buffers())

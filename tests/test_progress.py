@@ -76,9 +76,7 @@ def test_jobs_in_other_processes_are_told_in_plain_lines_of_fixed_width() -> Non
     assert "\x1b" not in stream.getvalue()
     assert {line.split()[0] for line in lines[:6]} == set(hows)
     assert len({len(line) for line in lines[:6]}) == 1
-    assert any(
-        re.match(r"completed +study how=completed seed=0 +1000/1000 .* 98\.76% ", line) for line in lines
-    )
+    assert any(re.match(r"completed +study how=completed seed=0 +1000/1000 .* 98\.76% ", line) for line in lines)
     assert any(re.match(r"diverged +study how=diverged seed=1 +500/1000 ", line) for line in lines)
     assert lines[6] == "6 jobs: 2 completed, 1 diverged, 1 skipped (already complete), 1 refused, 1 failed"
     assert sorted(lines[7:]) == [

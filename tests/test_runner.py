@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.conftest import Compose
 
 from bn_replication import checkpoint, records
 from bn_replication.errors import UserError
 from bn_replication.runner import Interrupted, run
-from tests.conftest import Compose
 
 MLP = ("setting=mnist", "study=t", "steps=40", "evaluate.times=8", "probe.points=4", "optimizer.rate=0.05")
 INCEPTION = ("setting=inception", "study=t", "variant=bn_x5", "steps=6", "evaluate.times=3", "probe.points=2")
@@ -142,7 +142,8 @@ def test_a_complete_run_is_skipped_and_a_stale_one_refused_by_the_name_of_what_c
 
 
 def test_divergence_is_a_result_that_is_not_repeated(composed: Compose) -> None:
-    cfg, _ = composed("setting=inception", "variant=inception", "study=t", "steps=30", "optimizer.rate=1e8", "model.lrn=false")
+    wild = ("optimizer.rate=1e8", "model.lrn=false")
+    cfg, _ = composed("setting=inception", "variant=inception", "study=t", "steps=30", *wild)
     outcome = run(cfg, "a")
     record = records.read_run_json(place(cfg, "a"))
     assert record is not None

@@ -25,9 +25,7 @@ def test_students_interval_by_hand() -> None:
 @pytest.mark.parametrize("n", [3, 5])
 def test_students_interval_covers_as_often_as_it_says(n: int) -> None:
     rng = np.random.default_rng(0)
-    hits = [
-        low <= 2 <= high for low, high in (stats.t_interval(rng.normal(2, 3, n), 0.05) for _ in range(2000))
-    ]
+    hits = [low <= 2 <= high for low, high in (stats.t_interval(rng.normal(2, 3, n), 0.05) for _ in range(2000))]
     assert 0.935 < np.mean(hits) < 0.965  # 95% with three standard errors
 
 
@@ -114,9 +112,7 @@ def test_p_value_is_the_t_tests() -> None:
 
 def test_holm_by_hand() -> None:
     # In order: 0.005 against 0.05/4, 0.01 against 0.05/3, 0.03 against 0.05/2, where it stops for good.
-    assert stats.holm_levels([0.01, 0.04, 0.03, 0.005], 0.05) == pytest.approx(
-        [0.05 / 3, 0.025, 0.025, 0.0125]
-    )
+    assert stats.holm_levels([0.01, 0.04, 0.03, 0.005], 0.05) == pytest.approx([0.05 / 3, 0.025, 0.025, 0.0125])
     assert stats.holm_levels([0.04, 0.001], 0.05) == pytest.approx([0.05, 0.025])
     # The largest would pass at 0.05, but the procedure stopped before it.
     assert stats.holm_levels([0.03, 0.045], 0.05) == pytest.approx([0.025, 0.025])

@@ -75,9 +75,7 @@ for pid in struck if act == "SIGSTOP" else ():
 def inspect(run: Path) -> list[dict[str, Any]]:
     """Return every record of an offline run, as wandb's own reader prints them."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
-    lines = subprocess.run(
-        command, check=True, capture_output=True, text=True, timeout=30
-    ).stdout.splitlines()
+    lines = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -87,9 +85,7 @@ def history(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if not key.startswith("_")} for row in rows]
 
 
-def outside(
-    directory: Path, mode: str, act: str = "", **environment: str
-) -> subprocess.CompletedProcess[str]:
+def outside(directory: Path, mode: str, act: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         "-W",
@@ -181,17 +177,13 @@ def test_disabled_does_not_import_wandb(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_directory_that_cannot_be_made_is_one_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_directory_that_cannot_be_made_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
     run = tracker(mode="offline", project="p", directory=tmp_path / "file", study="s", arm="a", seed=0)
     with caplog.at_level(logging.WARNING), run as log:
         for row in CURVES:
             log.curve(row)
-    assert [record.message.partition("(")[0] for record in caplog.records] == [
-        "wandb no longer mirrors this run "
-    ]
+    assert [record.message.partition("(")[0] for record in caplog.records] == ["wandb no longer mirrors this run "]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds wandb's service through /proc")

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from tests.conftest import Compose
 
 from bn_replication import records
 from bn_replication.errors import UserError, nearest
 from bn_replication.schema import known_keys
 from bn_replication.train import CONFIGS
-from tests.conftest import Compose
 
 FIG1 = ("experiment=fig1_mnist", "scale=smoke", "steps=4", "evaluate.times=2", "wandb=disabled")
 
@@ -130,5 +130,3 @@ def test_every_study_composes_at_every_scale(composed: Compose, study: str, scal
 def test_nearest_names_what_was_probably_meant() -> None:
     assert nearest("optimizer.rte", known_keys()) == "; did you mean 'optimizer.rate'?"
     assert nearest("zzz", known_keys()) == ""
-
-

@@ -134,32 +134,23 @@ def break_archive(house: House) -> None:
         ),
     ],
 )
-def test_an_altered_record_or_page_is_caught(
-    house: House, alter: Callable[[House], object], line: str, capsys
-) -> None:
+def test_an_altered_record_or_page_is_caught(house: House, alter: Callable[[House], object], line: str, capsys) -> None:
     alter(house)
     capsys.readouterr()
     assert house.verify() == 1
     assert line in capsys.readouterr().out
 
 
-def test_a_rule_changed_after_the_runs_is_caught_and_writing_anew_does_not_hide_it(
-    house: House, capsys
-) -> None:
+def test_a_rule_changed_after_the_runs_is_caught_and_writing_anew_does_not_hide_it(house: House, capsys) -> None:
     old = digests_for_study("study", house.ledger)["higher"]
     house.write_rule(says="BN ends higher.")
     assert house.verify("--write") == 0  # prose may be mended
     house.write_rule(bounds={"above": -1.0})
     capsys.readouterr()
     assert house.verify("--write") == 1
-    assert (
-        "claim higher: its rule was changed after the first run it judges: 6 run(s)"
-        in capsys.readouterr().out
-    )
+    assert "claim higher: its rule was changed after the first run it judges: 6 run(s)" in capsys.readouterr().out
     # In the open it may be changed: the row says so from then on.
-    house.write_rule(
-        bounds={"above": -1.0}, amendments=[{"replaces": old, "on": "2026-01-01", "why": "too strict"}]
-    )
+    house.write_rule(bounds={"above": -1.0}, amendments=[{"replaces": old, "on": "2026-01-01", "why": "too strict"}])
     assert house.verify("--write") == 0
     assert "(rule amended)" in house.readme.read_text()
 

@@ -34,7 +34,7 @@ COMPUTERS = ("metrics", "stats")
 
 
 def imports_of(path: Path) -> set[str]:
-    """Return every module that ``path`` imports, wherever in it, with ``from package import module`` as both."""
+    """Return every module that ``path`` imports, wherever in it; ``from package import module`` counts as both."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -62,9 +62,8 @@ def sgd(network: nn.Module, options: Optimizer) -> torch.optim.SGD:
     ``torch.optim.SGD`` adds ``weight_decay * w`` to the gradient, which is that of ``0.5 * weight_decay * |w|^2``.
     """
     # Weights are matrices and kernels; gamma, beta and biases, and no others, are the parameters of norms or vectors.
-    normed = {
-        id(p) for m in network.modules() if type(m).__module__ == "bn_replication.norms" for p in m.parameters(recurse=False)
-    }
+    norms = [module for module in network.modules() if type(module).__module__ == "bn_replication.norms"]
+    normed = {id(parameter) for module in norms for parameter in module.parameters()}
     spared = [p for p in network.parameters() if id(p) in normed or p.dim() == 1]
     weights = [p for p in network.parameters() if id(p) not in normed and p.dim() > 1]
     decay = options.l2 * options.l2_multiple

@@ -175,9 +175,7 @@ def evidence(entry: Entry, runs: Sequence[Run], scale: str) -> Evidence:
     for steps in budgets:
         same = {role: [run for run in rows if run["steps"] == steps] for role, rows in chosen.items()}
         tried.append(_paired(entry, same, scale, steps))
-    best = next(
-        (e for enough in (2, 1, 0) for e in tried if len(e.seeds) >= enough), Evidence([], [], [], [])
-    )
+    best = next((e for enough in (2, 1, 0) for e in tried if len(e.seeds) >= enough), Evidence([], [], [], []))
     if best.seeds and len(budgets) > 1:
         others = ", ".join(str(steps) for steps in budgets if steps != best.steps)
         notes.append(f"judged at {best.steps} steps; runs of {others} steps are not mixed in")
@@ -197,9 +195,7 @@ def select(runs: Sequence[Run], arm: Mapping[str, Sequence[Scalar]]) -> list[Run
         if name is None:
             known = {str(n).removeprefix("choice.") for run in runs for n in run}
             where = f"a key of study {runs[0]['study']}" if runs else "a key"
-            raise UserError(
-                f"found '{key}' in a claim, expected {where}{nearest(key, known)}; mend it in {LEDGER}"
-            )
+            raise UserError(f"found '{key}' in a claim, expected {where}{nearest(key, known)}; mend it in {LEDGER}")
         chosen = [run for run in chosen if any(_same(run.get(name), value) for value in wanted)]
     return chosen
 
@@ -235,9 +231,7 @@ def _paired(entry: Entry, chosen: Mapping[str, Sequence[Run]], scale: str, steps
         notes.append(f"seed(s) {', '.join(map(str, left))} left out: a run is missing in an arm")
 
     measured = {
-        role: [
-            _measure(entry, role, {r: groups[seed] for r, groups in arms.items()}, scale) for seed in seeds
-        ]
+        role: [_measure(entry, role, {r: groups[seed] for r, groups in arms.items()}, scale) for seed in seeds]
         for role in arms
         if role != "target"
     }
@@ -279,15 +273,11 @@ def _whole_grids(metric: Grid, arms: Mapping[str, Mapping[int, Sequence[Run]]]) 
         for seed, runs in groups.items():
             settings = [_setting(metric, run) for run in runs]
             if len(settings) > len(set(settings)):
-                raise Ambiguous(
-                    f"the {role} has several runs of seed {seed} at one {' x '.join(metric.grid)}"
-                )
+                raise Ambiguous(f"the {role} has several runs of seed {seed} at one {' x '.join(metric.grid)}")
             found[role, seed] = set(settings)
     every = {setting for settings in found.values() for setting in settings}
     seeds = {seed for _, seed in found}
-    return {
-        seed for seed in seeds if len(every) > 2 and all(found.get((role, seed)) == every for role in arms)
-    }
+    return {seed for seed in seeds if len(every) > 2 and all(found.get((role, seed)) == every for role in arms)}
 
 
 def _setting(metric: Grid, run: Run) -> float:
@@ -298,9 +288,7 @@ def _setting(metric: Grid, run: Run) -> float:
 def _cell(run: Run, name: str) -> Any:
     if name not in run:
         known = [str(key) for key in run if str(key).partition(".")[0] == name.partition(".")[0]]
-        raise UserError(
-            f"found no '{name}' in {run['run']}{nearest(name, known)}; mend the metric in {LEDGER}"
-        )
+        raise UserError(f"found no '{name}' in {run['run']}{nearest(name, known)}; mend the metric in {LEDGER}")
     return run[name]
 
 
@@ -349,9 +337,7 @@ def _measure(entry: Entry, role: str, arms: Mapping[str, Sequence[Run]], scale: 
         case Drift():
             return _known(_drift(runs[0]))
         case GapAtLoss():
-            losses = {
-                r: (_curve(arms[r][0], "train_loss")[1], _curve(arms[r][0], "test_loss")[1]) for r in arms
-            }
+            losses = {r: (_curve(arms[r][0], "train_loss")[1], _curve(arms[r][0], "test_loss")[1]) for r in arms}
             lowest = [float(np.nanmin(train, initial=math.inf)) for train, _ in losses.values()]
             return _known(metrics.gap_at(*losses[role], max(lowest)))
         case Grid():
@@ -378,9 +364,7 @@ def _summary(run: Run, key: str) -> Measured:
 def _here(entry: Entry, table: Mapping[str, Any], scale: str) -> Any:
     value = at_scale(table, scale)
     if value is None:
-        raise UserError(
-            f"claim '{entry.id}': found no default and no value at scale {scale}; mend it in {LEDGER}"
-        )
+        raise UserError(f"claim '{entry.id}': found no default and no value at scale {scale}; mend it in {LEDGER}")
     return value
 
 
@@ -389,9 +373,7 @@ def _curve(run: Run, column: str) -> tuple[np.ndarray, np.ndarray]:
     rows = list(records.read_rows(Path(run["run"]) / records.CURVES))
     if rows and not any(column in row for row in rows):
         known = {name for row in rows for name in row}
-        raise UserError(
-            f"found no {column} in the curve of {run['run']}{nearest(column, known)}; mend it in {LEDGER}"
-        )
+        raise UserError(f"found no {column} in the curve of {run['run']}{nearest(column, known)}; mend it in {LEDGER}")
     values = [math.nan if row.get(column) is None else float(row[column]) for row in rows]
     return np.array([float(row["step"]) for row in rows]), np.array(values)
 
@@ -494,6 +476,4 @@ def _exp(value: float) -> float:
 
 
 def _listed(measured: Iterable[Measured]) -> str:
-    return " ".join(
-        "?" if m == UNKNOWN else f"{m.low:.5g}" if m.low == m.high else f">{m.low:.5g}" for m in measured
-    )
+    return " ".join("?" if m == UNKNOWN else f"{m.low:.5g}" if m.low == m.high else f">{m.low:.5g}" for m in measured)

@@ -13,8 +13,9 @@ class UserError(ValueError):
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the choice closest to ``word``, or an empty string."""
     names = [str(choice) for choice in choices]
-    # A dotted key is most often misspelt in its last part, so those are compared too.
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6) or [
-        name for name in names if difflib.get_close_matches(word.rpartition(".")[2], [name.rpartition(".")[2]], cutoff=0.75)
-    ]
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if not close:
+        # The right key in the wrong section, say: the last part alone decides.
+        last = {name.rpartition(".")[2]: name for name in names}
+        close = [last[key] for key in difflib.get_close_matches(word.rpartition(".")[2], last, n=1, cutoff=0.75)]
     return f"; did you mean '{close[0]}'?" if close else ""

@@ -44,7 +44,7 @@ from torch.nn import functional as F
 from bn_replication import norms, records
 from bn_replication.errors import UserError
 from bn_replication.ledger import digests_for_study
-from bn_replication.runner import environment
+from bn_replication.provenance import environment
 from bn_replication.streams import generator
 
 CASES = 6  # random cases a claim and seed
@@ -111,9 +111,7 @@ def gamma_beta(rng: Generator, channels: int) -> tuple[Tensor, Tensor]:
     return uniform(rng, 0.5, 2, channels).float().double(), normal(rng, channels).float().double()
 
 
-def linear_map(
-    rng: Generator, convolutional: bool
-) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]:
+def linear_map(rng: Generator, convolutional: bool) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]:
     """Draw (map, W, u) such that map(W, u) = Wu is (N, C) or (N, C, H, W)."""
     inputs, outputs = integer(rng, 2, 6), integer(rng, 1, 6)
     if convolutional:
@@ -256,9 +254,7 @@ def alg2_inference(rng: Generator) -> tuple[Worst, Rows]:
             seen, values = [before(x) for x in seen], before(values)
             moments = [moments_by_hand(x) for x in seen]
             m = seen[0].numel() // seen[0].shape[1]
-            means, variances = (
-                list(map(math.fsum, zip(*each, strict=True))) for each in zip(*moments, strict=True)
-            )
+            means, variances = (list(map(math.fsum, zip(*each, strict=True))) for each in zip(*moments, strict=True))
             means = [total / len(batches) for total in means]
             variances = [m / (m - 1) * total / len(batches) for total in variances]
             found = statistics[str(index)]
@@ -267,10 +263,7 @@ def alg2_inference(rng: Generator) -> tuple[Worst, Rows]:
                 error_variance=disagreement(found.var, torch.tensor(variances, dtype=torch.float64)),
             )
             learned = (layer.weight, layer.bias)
-            seen = [
-                after(normalized_by_hand(x, *learned, *own, EPS))
-                for x, own in zip(seen, moments, strict=True)
-            ]
+            seen = [after(normalized_by_hand(x, *learned, *own, EPS)) for x, own in zip(seen, moments, strict=True)]
             values = after(normalized_by_hand(values, *learned, means, variances, EPS))
         expected = net[-1](values)
         worst.see(
@@ -478,9 +471,7 @@ def run(claim: str, seed: int, scale: str, root: Path) -> dict[str, float] | Non
     if (record := records.read_run_json(directory)) is not None:
         if record["config"] != config:
             changed = sorted(key for key, value in config.items() if record["config"].get(key) != value)
-            raise UserError(
-                f"{directory}: found a record with other {', '.join(changed)}; remove it to run again"
-            )
+            raise UserError(f"{directory}: found a record with other {', '.join(changed)}; remove it to run again")
         return None
     directory.mkdir(parents=True, exist_ok=True)
     rules = digests_for_study("exact")

@@ -1,5 +1,4 @@
-"""Figures: tidy frames of records on matplotlib axes, in one style, each beside the numbers it was drawn
-from.
+"""Figures: tidy frames of records on matplotlib axes, in one style, each with the numbers it was drawn from.
 
 Warm colours are plain networks, cool ones are normalised by batch, in every figure (Okabe & Ito's palette,
 told apart by the colour-blind; dashes and markers say the same again). A strong line is the median over
@@ -111,9 +110,7 @@ def looks(runs: Frame) -> dict[str, Look]:
     arms = runs.drop_duplicates("arm").set_index("arm")
     bases = {str(arm): _base(row) for arm, row in arms.iterrows()}
     known = _known()
-    ordered = sorted(
-        bases, key=lambda arm: (known.index(bases[arm]) if bases[arm] in known else 99, _natural(arm))
-    )
+    ordered = sorted(bases, key=lambda arm: (known.index(bases[arm]) if bases[arm] in known else 99, _natural(arm)))
     result = {}
     for arm in ordered:
         base = bases[arm]
@@ -157,15 +154,11 @@ def _words(key: str) -> str:
 
 def _natural(text: str) -> list[Any]:
     """Return a sorting key under which 2 comes before 10."""
-    return [
-        (0, float(part), "") if i % 2 else (1, 0.0, part)
-        for i, part in enumerate(re.split(r"(\d+\.?\d*)", text))
-    ]
+    return [(0, float(part), "") if i % 2 else (1, 0.0, part) for i, part in enumerate(re.split(r"(\d+\.?\d*)", text))]
 
 
 def accuracy(curves: Frame) -> str:
-    """Return the name of the held-out accuracy in ``curves``: the test set's, or a tuning study's
-    validation split's."""
+    """Return which held-out accuracy ``curves`` has: the test set's, or a tuning study's on validation images."""
     return (
         "test_accuracy"
         if "test_accuracy" in curves and curves["test_accuracy"].notna().any()
@@ -211,14 +204,12 @@ def swept(runs: Frame) -> str | None:
 def unit_percentiles(activations: Frame) -> Frame:
     """Return p15, p50, p85 of each unit that was probed one by one: one row a run, step, layer and unit."""
     if "units" not in activations:
-        return pd.DataFrame(
-            columns=pd.Index(["run", "arm", "seed", "step", "layer", "unit", "p15", "p50", "p85"])
-        )
+        return pd.DataFrame(columns=pd.Index(["run", "arm", "seed", "step", "layer", "unit", "p15", "p50", "p85"]))
     parts = []
     rows = activations[activations["units"].map(lambda value: isinstance(value, list))]
-    for run, arm, seed, step, layer, units in rows[
-        ["run", "arm", "seed", "step", "layer", "units"]
-    ].itertuples(index=False):
+    for run, arm, seed, step, layer, units in rows[["run", "arm", "seed", "step", "layer", "units"]].itertuples(
+        index=False
+    ):
         low, middle, high = np.asarray(units, float)
         part = {
             "run": run,
@@ -233,11 +224,10 @@ def unit_percentiles(activations: Frame) -> Frame:
 
 
 def typical_units(units: Frame) -> dict[str, int]:
-    """Return each run's typical unit: the one whose median travels farthest-but-half, the rule the paper
-    leaves out.
+    """Return each run's typical unit: the one whose median travels as far as the median unit's does.
 
-    A unit's travel is the range of its median over training; of all units the one of median travel is typical
-    (the lower of two), so that neither the calmest nor the wildest sigmoid is shown.
+    The paper gives no rule. A unit's travel is the range of its median over training; of all units the one of
+    median travel is typical (the lower of two), so that neither the calmest nor the wildest sigmoid is shown.
     """
     travel = units.groupby(["run", "unit"])["p50"].agg(lambda p: p.max() - p.min()).reset_index()
     chosen = {}
@@ -280,8 +270,7 @@ def short(number: float) -> str:
 
 
 def learning_curves(ax: Axes, runs: Frame, curves: Frame, column: str) -> Frame:
-    """Draw ``column`` over steps, every seed thin, their median strong and their range as a band; return
-    the medians."""
+    """Draw ``column`` over steps, every seed thin, their median strong, their range a band; return medians."""
     style, frame = looks(runs), curves.dropna(subset=[column])
     middle = over_seeds(frame, column)
     diverged = set(runs.loc[runs["status"] == "diverged", "run"])
@@ -291,9 +280,7 @@ def learning_curves(ax: Axes, runs: Frame, curves: Frame, column: str) -> Frame:
             continue
         ax.fill_between(own["step"], own["low"], own["high"], color=look.colour, alpha=0.13, linewidth=0)
         for run, seed in frame[frame["arm"] == arm].groupby("run"):
-            ax.plot(
-                seed["step"], seed[column], color=look.colour, alpha=0.45, linewidth=0.5, linestyle=look.dash
-            )
+            ax.plot(seed["step"], seed[column], color=look.colour, alpha=0.45, linewidth=0.5, linestyle=look.dash)
             if run in diverged:
                 last = seed.iloc[-1]
                 ax.plot(
@@ -327,8 +314,7 @@ def fig1a(ax: Axes, runs: Frame, curves: Frame) -> Frame:
 
 
 def sigmoid_inputs(ax: Axes, units: Frame, look: Look, every_unit: bool = False) -> Frame:
-    """Figure 1b or 1c in the paper's axes (-2 to 2): the {15, 50, 85}th percentiles of a sigmoid's input over
-    time.
+    """Figure 1b or 1c in the paper's axes: the {15, 50, 85}th percentiles of a sigmoid's input over time.
 
     One line a percentile and run for the typical unit; with ``every_unit`` each percentile's median over all
     units of all runs, in a band that holds 70% of them.
@@ -340,9 +326,7 @@ def sigmoid_inputs(ax: Axes, units: Frame, look: Look, every_unit: bool = False)
         drawn = pd.DataFrame(ends).reset_index()
         for percentile, own in drawn.groupby("percentile"):
             ax.fill_between(own["step"], own["low"], own["high"], color=look.colour, alpha=0.16, linewidth=0)
-            ax.plot(
-                own["step"], own["median"], color=look.colour, linewidth=1.7 if percentile == "p50" else 1.0
-            )
+            ax.plot(own["step"], own["median"], color=look.colour, linewidth=1.7 if percentile == "p50" else 1.0)
     else:
         unit = typical_units(units)
         drawn = units[units["unit"] == units["run"].map(unit)].reset_index(drop=True)
@@ -376,9 +360,7 @@ def fig2(ax: Axes, runs: Frame, curves: Frame) -> Frame:
     for arm, look in looks(runs).items():
         step = reached.loc[reached["arm"] == arm, "steps"].fillna(np.inf).median()
         if np.isfinite(step):
-            ax.plot(
-                step, target, look.marker, color=look.colour, markersize=7, markeredgecolor="white", zorder=5
-            )
+            ax.plot(step, target, look.marker, color=look.colour, markersize=7, markeredgecolor="white", zorder=5)
     handles = [
         Line2D(
             [],
@@ -394,16 +376,13 @@ def fig2(ax: Axes, runs: Frame, curves: Frame) -> Frame:
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     ax.set_xlim(0, max(curves["step"].max(), 1))
     return middle.merge(
-        reached.groupby("arm", as_index=False).agg(
-            target=("target", "median"), steps_to_target=("steps", "median")
-        ),
+        reached.groupby("arm", as_index=False).agg(target=("target", "median"), steps_to_target=("steps", "median")),
         "left",
     )
 
 
 def steps_to_plain_best(runs: Frame, curves: Frame) -> Frame:
-    """Return, for each run, its best accuracy and the steps to that of the plain Inception of its seed;
-    NaN if never."""
+    """Return each run's best accuracy, and the steps to that of its seed's plain Inception (NaN: never)."""
     column = accuracy(curves)
     plain = set(runs.loc[runs["choice.variant"] == "inception", "run"])
     own = {run: frame.sort_values("step") for run, frame in curves.groupby("run")}
@@ -462,11 +441,10 @@ def fig3_table(runs: Frame, curves: Frame, paper: Mapping[str, Any]) -> Frame:
 
 
 def response(ax: Axes, runs: Frame, curves: Frame, key: str) -> Frame:
-    """Draw the accuracy each run ends with over a swept setting: every seed a point, the axis log if it spans
-    a decade.
+    """Draw the accuracy each run ends with over a swept setting, every seed a point.
 
-    A line joins the medians over the seeds of a norm or variant, and stops where half of them or more
-    diverged; those are crosses on the floor of the axes.
+    A line joins the medians over the seeds of a norm or variant, and stops where half of them or more diverged;
+    those are crosses on the floor of the axes. The setting's axis is logarithmic if it spans a decade.
     """
     frame = ends(runs, curves)
     bases = [_base(row) for _, row in frame.iterrows()]
@@ -480,9 +458,7 @@ def response(ax: Axes, runs: Frame, curves: Frame, key: str) -> Frame:
         own = frame.loc[frame["line"] == look.label].sort_values(key)
         middle = own.groupby(key)["drawn"].median().where(own.groupby(key)["diverged"].mean() < 0.5)
         ax.plot(middle.index, middle, color=look.colour, linestyle=look.dash, linewidth=1.5, label=look.label)
-        ax.plot(
-            own[key], own["drawn"], look.marker, color=look.colour, markersize=4, alpha=0.6, markeredgewidth=0
-        )
+        ax.plot(own[key], own["drawn"], look.marker, color=look.colour, markersize=4, alpha=0.6, markeredgewidth=0)
         died = own.loc[own["diverged"], key]
         ax.plot(died, [floor] * len(died), "x", color=look.colour, markersize=6, markeredgewidth=1.4)
     handles, labels = ax.get_legend_handles_labels()
@@ -530,8 +506,7 @@ DETACHED = {  # suffix of the columns: label, colour, dash
 
 
 def detached(bias: Axes, loss: Axes, curves: Frame) -> Frame:
-    """Section 2's counter-example: statistics outside the gradient, so b grows without bound while the loss
-    stays.
+    """Section 2's counter-example: statistics outside the gradient, so that b grows and the loss stays.
 
     ``curves`` has ``b`` and ``loss`` with the suffixes of :data:`DETACHED`. The size of b is drawn (its sign
     is chance), and each loss over its own at the start; every seed thin, their median strong.
@@ -561,8 +536,7 @@ def effect(
     kind: str,
     paper: float | None = None,
 ) -> None:
-    """Draw intervals against the bounds that decide: wholly within the shade is reproduced, wholly outside
-    contradicted.
+    """Draw intervals against the bounds that decide: within the shade reproduced, outside contradicted.
 
     Args:
         rows: label, estimate, low, high, in the effect's own unit; infinite ends run off the axis as arrows.
@@ -574,9 +548,7 @@ def effect(
     neutral = 1.0 if kind == "ratio" else 0.0
     ends = [v for row in rows for v in row[1:] if np.isfinite(v) and (kind != "ratio" or v > 0)]
     marks = [
-        v
-        for v in (*ends, paper, neutral, low, high)
-        if v is not None and np.isfinite(v) and (kind != "ratio" or v > 0)
+        v for v in (*ends, paper, neutral, low, high) if v is not None and np.isfinite(v) and (kind != "ratio" or v > 0)
     ]
     if kind == "ratio":
         ax.set_xscale("log")
@@ -589,9 +561,7 @@ def effect(
     ax.axvspan(max(low, left), min(high, right), color="#dcefe7", linewidth=0)
     ax.axvline(neutral, color="#888888", linewidth=0.8)
     for i, (label, estimate, start, end) in enumerate(rows):
-        ax.plot(
-            [max(start, left), min(end, right)], [i, i], color="#1a1a1a", linewidth=2, solid_capstyle="butt"
-        )
+        ax.plot([max(start, left), min(end, right)], [i, i], color="#1a1a1a", linewidth=2, solid_capstyle="butt")
         for at, tip, open_end in ((left, "<", start < left), (right, ">", end > right)):
             if open_end:
                 ax.plot(at, i, tip, color="#1a1a1a", markersize=6, clip_on=False)
@@ -603,9 +573,7 @@ def effect(
         ax.annotate("paper", (paper, -0.75), (6, 0), textcoords="offset points", va="center", fontsize=8)
     ax.set(yticks=[], ylim=(len(rows) - 0.4, -1.1 if paper is not None else -0.6))
     ax.set_xlabel(
-        {"ratio": "treatment / control", "difference": "treatment − control", "share": "share of seeds"}[
-            kind
-        ],
+        {"ratio": "treatment / control", "difference": "treatment − control", "share": "share of seeds"}[kind],
         fontsize=8,
     )
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if kind == "ratio" else MaxNLocator(5))
@@ -679,8 +647,8 @@ def draw_fig1bc(runs: Frame, activations: Frame) -> Drawing | None:
         "fig1bc",
         "Figures 1b and 1c: what the last hidden layer's sigmoids receive",
         "The 15th, 50th and 85th percentiles over training, in the paper's axes. Top: the typical unit, "
-        "which is the one whose median travels as far as the median unit's does; the first seed strong, the others "
-        "thin. Bottom: each percentile's median over all units and seeds, in a band that holds 70% of them.",
+        "which is the one whose median travels as far as the median unit's does; the first seed strong, the "
+        "others thin. Bottom: each percentile's median over all units and seeds, in a band that holds 70% of them.",
         figure,
         pd.concat(frames, ignore_index=True).drop(columns=["run", "layer"]),
     )
@@ -702,9 +670,7 @@ def draw_fig2(runs: Frame, curves: Frame) -> Drawing:
 @styled
 def draw_curves(runs: Frame, curves: Frame) -> Drawing | None:
     """Held-out accuracy and training loss over steps, side by side."""
-    columns = [
-        name for name in (accuracy(curves), "train_loss") if name in curves and curves[name].notna().any()
-    ]
+    columns = [name for name in (accuracy(curves), "train_loss") if name in curves and curves[name].notna().any()]
     arms = len(looks(runs))
     if not columns or arms > 12:  # a grid of settings is legible as a response, not as curves
         return None
@@ -716,9 +682,7 @@ def draw_curves(runs: Frame, curves: Frame) -> Drawing | None:
             ax.set_yscale("log")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(3, arms))
-    return Drawing(
-        "curves", "Learning curves", f"{_BAND} A cross: the run diverged there.", figure, pd.concat(frames)
-    )
+    return Drawing("curves", "Learning curves", f"{_BAND} A cross: the run diverged there.", figure, pd.concat(frames))
 
 
 @styled
@@ -730,16 +694,13 @@ def draw_response(runs: Frame, curves: Frame) -> Drawing | None:
         runs = ends(runs, curves)
     figure = Figure(figsize=(5.2, 3.2))
     frame = response(figure.add_subplot(), runs, curves, key)
-    caption = (
-        "A point is a run, a line joins medians over seeds; crosses on the floor are runs that diverged."
-    )
+    caption = "A point is a run, a line joins medians over seeds; crosses on the floor are runs that diverged."
     return Drawing("response", f"Accuracy at the end over {_words(key)}", caption, figure, frame)
 
 
 @styled
 def draw_layers(runs: Frame, activations: Frame, layers: Sequence[str] = ()) -> Drawing | None:
-    """Small multiples in depth order: what the nonlinearities of some layers receive over training, one
-    column an arm."""
+    """Small multiples in depth order: what some layers' nonlinearities receive, one column an arm."""
     if activations.empty:
         return None
     bands, style = layer_bands(activations), looks(runs)

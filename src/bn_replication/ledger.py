@@ -42,9 +42,7 @@ def _by_scale(value: Any) -> Any:
     table = value if isinstance(value, Mapping) else {"default": value}
     for key in table:
         if key not in ("default", *SCALES):
-            raise ValueError(
-                f"unknown scale '{key}', expected default or one of {SCALES}{nearest(str(key), SCALES)}"
-            )
+            raise ValueError(f"unknown scale '{key}', expected default or one of {SCALES}{nearest(str(key), SCALES)}")
     return dict(table)
 
 
@@ -193,9 +191,7 @@ class Entry(_Strict):
             raise ValueError("effect: share for the metrics fails and at_chance, and only for them")
         if self.effect in ("ratio", "difference") and self.control is None:
             raise ValueError("a control, as the effect compares two arms")
-        if self.effect == "ratio" and any(
-            (e.above or 1) <= 0 or (e.below or 1) <= 0 for e in self.bounds.values()
-        ):
+        if self.effect == "ratio" and any((e.above or 1) <= 0 or (e.below or 1) <= 0 for e in self.bounds.values()):
             raise ValueError("bounds above 0, as a ratio's are")
         return self
 
@@ -216,9 +212,7 @@ class _UniqueKeys(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise UserError(
-                    f"found '{key}' twice, expected it once; mend it at line {node.start_mark.line + 1}"
-                )
+                raise UserError(f"found '{key}' twice, expected it once; mend it at line {node.start_mark.line + 1}")
         return super().construct_mapping(node, deep=deep)
 
 
@@ -227,9 +221,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(path.read_text(), _UniqueKeys)  # a SafeLoader: no object of any class is built
     except (OSError, yaml.YAMLError) as error:
-        raise UserError(
-            f"found no readable YAML ({' '.join(str(error).split())}); mend it in {path}"
-        ) from None
+        raise UserError(f"found no readable YAML ({' '.join(str(error).split())}); mend it in {path}") from None
     except UserError as error:
         raise UserError(f"{error} of {path}") from None
     if not isinstance(tree, dict):

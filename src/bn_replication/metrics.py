@@ -76,9 +76,7 @@ def steps_to(steps: ArrayLike, values: ArrayLike, target: float, budget: int) ->
     if not hits.size or not math.isfinite(target):
         return Reached(float(budget), True)
     i = hits[0]
-    if (
-        i == 0 or value[i - 1] >= target
-    ):  # what stands before the first hit and exceeds it is the row at step 0
+    if i == 0 or value[i - 1] >= target:  # what stands before the first hit and exceeds it is the row at step 0
         return Reached(float(at[i]), False)
     share = (target - value[i - 1]) / (value[i] - value[i - 1])
     return Reached(float(at[i - 1] + share * (at[i] - at[i - 1])), False)

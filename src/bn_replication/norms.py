@@ -86,9 +86,7 @@ def batch_norm_backward(
     # The paper's second term holds sum(x_i - mu_B): zero but for rounding, and kept as printed.
     grad_mean = -grad_x_hat.sum(axes) / std + grad_var * (-2 * centred).sum(axes) / m
     grad_x = (
-        grad_x_hat / _per_channel(std, x)
-        + _per_channel(grad_var, x) * 2 * centred / m
-        + _per_channel(grad_mean, x) / m
+        grad_x_hat / _per_channel(std, x) + _per_channel(grad_var, x) * 2 * centred / m + _per_channel(grad_mean, x) / m
     )
     grad_gamma = (grad_y * centred).sum(axes) / std  # sum of grad_y * x_hat
     grad_beta = grad_y.sum(axes)
@@ -140,9 +138,7 @@ class BatchNorm(_BatchNorm):
     # without effect.
     shifts: ClassVar[bool] = True
 
-    def __init__(
-        self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True
-    ) -> None:
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True) -> None:
         # PyTorch's kernel refuses eps = 0 in training; ours takes it, as some identities need it.
         if not (eps > 0 or (eps == 0 and isinstance(self, ReferenceBatchNorm))):
             raise UserError(f"found eps={eps}, expected more than 0; mend it in configs/norm/")
@@ -160,9 +156,7 @@ class BatchNorm(_BatchNorm):
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() not in (2, 4) or input.shape[1] != self.num_features:
             wanted = f"(N, {self.num_features}) or (N, {self.num_features}, H, W)"
-            raise UserError(
-                f"found an input of shape {tuple(input.shape)}, expected {wanted}; mend num_features"
-            )
+            raise UserError(f"found an input of shape {tuple(input.shape)}, expected {wanted}; mend num_features")
         if self.uses_batch and input.numel() < 2 * input.shape[1]:
             raise UserError(
                 f"found {input.numel() // input.shape[1]} value a channel to normalise, in an input of shape "
@@ -230,9 +224,7 @@ class PerActivationBatchNorm(LazyModuleMixin, BatchNorm):
     :func:`materialize` before counting parameters or building an optimiser.
     """
 
-    def __init__(
-        self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True
-    ) -> None:
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True) -> None:
         super().__init__(num_features, eps, momentum, affine)  # pyright: ignore[reportAttributeAccessIssue]
         # Of what the base class has just made, only the size is wrong.
         if affine:
@@ -326,9 +318,7 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     found = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
     for name, layer in found.items():
         if any(is_lazy(tensor) for tensor in (*layer.parameters(), *layer.buffers())):
-            raise UserError(
-                f"found layer '{name}' without a size, expected norms.materialize(model, example) first"
-            )
+            raise UserError(f"found layer '{name}' without a size, expected norms.materialize(model, example) first")
     return found
 
 
@@ -373,9 +363,7 @@ class Population(NamedTuple):
     var: Tensor
 
 
-def inference_affine(
-    gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
+def inference_affine(gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return (scale, shift) of y = scale * x + shift: line 11 of Algorithm 2, the frozen layer."""
     scale = gamma / torch.sqrt(var + eps)
     return scale, beta - scale * mean
@@ -423,13 +411,8 @@ def population_statistics(model: nn.Module, batches: Iterable[Tensor]) -> dict[s
         for handle in handles:
             handle.remove()
     if not seen:
-        raise UserError(
-            "found no batch, expected at least one training mini-batch for the population statistics"
-        )
-    return {
-        name: Population(means / count, variances / count)
-        for name, (count, means, variances) in totals.items()
-    }
+        raise UserError("found no batch, expected at least one training mini-batch for the population statistics")
+    return {name: Population(means / count, variances / count) for name, (count, means, variances) in totals.items()}
 
 
 @torch.no_grad()
@@ -443,9 +426,7 @@ def frozen(model: nn.Module, statistics: Mapping[str, Population]) -> nn.Module:
     layers = batch_norms(model)
     for name, (mean, var) in statistics.items():
         if name not in layers:
-            raise UserError(
-                f"found statistics of '{name}', expected names among {', '.join(layers) or 'none'}"
-            )
+            raise UserError(f"found statistics of '{name}', expected names among {', '.join(layers) or 'none'}")
         layer = layers[name]
         assert layer.running_mean is not None
         assert layer.running_var is not None

@@ -70,18 +70,24 @@ class Promotion:
     state: str  # new | unchanged | replaced
     warning: str = ""
 
+    @property
+    def study(self) -> tuple[str, str]:
+        """Scale and study."""
+        return self.record["scale"], self.record["study"]
+
+    @property
+    def drawn(self) -> bool:
+        return (self.target.parents[1] / "figures").is_dir()
+
 
 def check(directory: Path, failed: bool = False) -> dict[str, Any]:
-    """Return a run's record, or raise :class:`UserError` if it is damaged, altered, misfiled or (unless
-    ``failed``) failed."""
+    """Return a run's record; refuse one that is damaged, altered, misfiled or (unless ``failed``) failed."""
     record = read_run_json(directory)
     if record is None:
         raise UserError(f"{directory}: found no {RUN}, expected a run that has ended; finish it first")
     missing = [key for key in (*_KEYS, "environment", "started", "seconds") if key not in record]
     if missing:
-        raise UserError(
-            f"{directory}: found no {', '.join(missing)} in {RUN}, expected a whole record; run it again"
-        )
+        raise UserError(f"{directory}: found no {', '.join(missing)} in {RUN}, expected a whole record; run it again")
     filed = (*directory.parts[-4:-1], directory.name)
     named = (record["scale"], record["study"], record["arm"], f"seed={record['seed']}")
     if filed != named:
@@ -93,9 +99,7 @@ def check(directory: Path, failed: bool = False) -> dict[str, Any]:
             f"{directory}: found status '{record['status']}', expected one of {', '.join(STATUSES)}; rerun it"
         )
     if record["status"] == "failed" and not failed:
-        raise UserError(
-            f"{directory}: found a failed run, expected one that ended; run it again or give --failed"
-        )
+        raise UserError(f"{directory}: found a failed run, expected one that ended; run it again or give --failed")
     for name, signed in record["files"].items():
         path = next((path for path in (directory / name, directory / f"{name}.gz") if path.exists()), None)
         if path is None or digest(path) != signed:
@@ -152,9 +156,7 @@ def prepare(source: Path, target: Path, record: dict[str, Any], histograms: bool
                 warning += (
                     "; " if warning else ""
                 ) + f"histograms thinned to {f'every {every}th probe' if every else 'none'}"
-            return Promotion(
-                source, target, {**record, "files": digests, "published": how}, files, "new", warning
-            )
+            return Promotion(source, target, {**record, "files": digests, "published": how}, files, "new", warning)
     raise UserError(
         f"{source}: found {size:,} bytes once compacted, expected at most {LIMIT:,}; evaluate or probe less"
     )
@@ -192,9 +194,7 @@ def plan(
     for study in studies:
         if study not in known:
             among = ", ".join(sorted(known)) or "none"
-            raise UserError(
-                f"found no runs of '{study}' in {source}, expected one of: {among}{nearest(study, known)}"
-            )
+            raise UserError(f"found no runs of '{study}' in {source}, expected one of: {among}{nearest(study, known)}")
     promotions, refusals = [], []
     for directory in directories:
         if studies and directory.parts[-3] not in studies:
@@ -202,19 +202,14 @@ def plan(
         place = target / directory.relative_to(source)
         arms = (directory.parent, place.parent)
         lowest = min(
-            int(seed.name.partition("=")[2])
-            for arm in arms
-            for seed in arm.glob("seed=*")
-            if (seed / RUN).exists()
+            int(seed.name.partition("=")[2]) for arm in arms for seed in arm.glob("seed=*") if (seed / RUN).exists()
         )
         try:
             record = check(directory, failed)
             promotion = prepare(directory, place, record, histograms=record["seed"] == lowest)
             state = _against(place, record)
             if state == "replaced" and not replace:
-                raise UserError(
-                    f"{place}: found another run published, expected none or this one; give --replace"
-                )
+                raise UserError(f"{place}: found another run published, expected none or this one; give --replace")
             promotions.append(Promotion(**{**vars(promotion), "state": state}))
         except UserError as refusal:
             refusals.append(refusal)
@@ -222,8 +217,7 @@ def plan(
 
 
 def _against(place: Path, record: dict[str, Any]) -> str:
-    """Say how a run stands to what is published in its place: by its numbers and configuration, not by its
-    clock."""
+    """Say how a run stands to what is published in its place: by numbers and configuration, not clock."""
     published = read_run_json(place)
     if published is None:
         return "new"
@@ -234,8 +228,7 @@ def _against(place: Path, record: dict[str, Any]) -> str:
 
 
 def draw(root: Path, studies: Iterable[tuple[str, str]]) -> list[Path]:
-    """Write the figures (SVG, and the CSV each was drawn from) of (scale, study) pairs from the records in
-    ``root``."""
+    """Write the figures (SVG, CSV) of (scale, study) pairs from the records in ``root``; return their folders."""
     folders = []
     for scale, study in studies:
         runs = load_runs(root, study, scale)
@@ -249,8 +242,7 @@ def draw(root: Path, studies: Iterable[tuple[str, str]]) -> list[Path]:
 def publish(
     source: Path, target: Path, studies: Sequence[str] = (), replace: bool = False, failed: bool = False
 ) -> list[Promotion]:
-    """Check, promote and redraw; return what was done. Any refusal is a :class:`UserError` and nothing is
-    written."""
+    """Check and promote runs; return what was done. If any run is refused, nothing is written."""
     promotions, refusals = plan(source, target, studies, replace, failed)
     if refusals:
         for refusal in refusals[1:]:
@@ -263,7 +255,6 @@ def publish(
     for promotion in promotions:
         if promotion.state != "unchanged":
             promote(promotion)
-    draw(target, sorted({(p.record["scale"], p.record["study"]) for p in promotions}))
     return promotions
 
 
@@ -271,32 +262,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bn_replication.publish", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument(
-        "studies", nargs="*", metavar="STUDY", help="which studies; all of them if none is named"
-    )
-    parser.add_argument(
-        "--from", dest="source", type=Path, default=Path("results/runs"), help="default: %(default)s"
-    )
+    parser.add_argument("studies", nargs="*", metavar="STUDY", help="which studies; all of them if none is named")
+    parser.add_argument("--from", dest="source", type=Path, default=Path("results/runs"), help="default: %(default)s")
     parser.add_argument(
         "--to", dest="target", type=Path, default=Path("results/published"), help="default: %(default)s"
     )
     parser.add_argument("--replace", action="store_true", help="replace published runs that differ")
     parser.add_argument("--failed", action="store_true", help="publish failed runs too")
-    parser.add_argument(
-        "--readme", type=Path, default=Path("README.md"), help="whose scoreboard is written anew"
-    )
+    parser.add_argument("--readme", type=Path, default=Path("README.md"), help="whose scoreboard is written anew")
     options = parser.parse_args(arguments)
     try:
         if not options.readme.exists():
-            raise UserError(
-                f"found no {options.readme}, expected the page with the scoreboard; mend --readme"
-            )
+            raise UserError(f"found no {options.readme}, expected the page with the scoreboard; mend --readme")
         with_scoreboard(options.readme.read_text(), "")  # before anything is written: are its markers there?
         promotions = publish(options.source, options.target, options.studies, options.replace, options.failed)
         for promotion in promotions:
             size = sum(file.stat().st_size for file in promotion.target.iterdir())
             warning = f"  warning: {promotion.warning}" if promotion.warning else ""
             print(f"{promotion.state:<9} {size / 1000:5.0f} kB  {promotion.target}{warning}")
+        # What stands as it stood needs no new figures, unless it never had any.
+        draw(options.target, sorted({p.study for p in promotions if p.state != "unchanged" or not p.drawn}))
         verify.write(options.target, options.readme, load_ledger())
         for fault in verify.changed_rules(options.target, load_ledger()):
             print(f"warning: {fault}", file=sys.stderr)

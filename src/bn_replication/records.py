@@ -100,7 +100,7 @@ def read_run_json(directory: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: found no valid JSON ({error}), expected a run's record; remove it to run again") from None
+        raise UserError(f"{path}: found no valid JSON ({error}), expected a record; remove it to run again") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         found = record.get("format") if isinstance(record, dict) else type(record).__name__
         raise UserError(f"{path}: found format {found}, expected {FORMAT}; remove it to run again")

@@ -74,8 +74,7 @@ class Source:
 
 
 def sources(roots: Sequence[Path], ledger: Mapping[str, Entry]) -> list[Source]:
-    """Return what lies in each root; a root named ``published`` holds the published records, any other the
-    reader's."""
+    """Return what lies in each root; one named ``published`` holds the published records, others the reader's."""
     found = []
     for root in roots:
         runs = load_runs(root)
@@ -89,9 +88,7 @@ def sources(roots: Sequence[Path], ledger: Mapping[str, Entry]) -> list[Source]:
 # --- what the template is given ----------------------------------------------------------------------------
 
 
-def scoreboard(
-    ledger: Mapping[str, Entry], paper: Mapping[str, Any], found: Sequence[Source]
-) -> list[dict[str, Any]]:
+def scoreboard(ledger: Mapping[str, Entry], paper: Mapping[str, Any], found: Sequence[Source]) -> list[dict[str, Any]]:
     """Return one row a claim and scale, with a cell a source; a claim that no source has run is one row."""
     rows = []
     for claim, entry in ledger.items():
@@ -105,9 +102,7 @@ def scoreboard(
 def _cell(entry: Entry, verdict: Verdict | None) -> dict[str, Any]:
     if verdict is None:
         return {"verdict": "not run", "ours": "—", "n": "—", "row": None}
-    marks = [
-        f"{getattr(verdict, mark)} {mark}" for mark in ("censored", "diverged") if getattr(verdict, mark)
-    ]
+    marks = [f"{getattr(verdict, mark)} {mark}" for mark in ("censored", "diverged") if getattr(verdict, mark)]
     marks += [f"needs {verdict.needs}"] * bool(verdict.needs)
     n = str(verdict.n or "—") + (f" ({', '.join(marks)})" if marks else "")
     return {"verdict": verdict.verdict, "ours": ours(entry, verdict), "n": n, "row": verdict}
@@ -116,9 +111,7 @@ def _cell(entry: Entry, verdict: Verdict | None) -> dict[str, Any]:
 def rule(entry: Entry, raw: Mapping[str, Any]) -> str:
     """Return the part of a ledger entry that decides, as YAML, word for word."""
     body = {key: value for key, value in raw[entry.id].items() if key not in PROSE}
-    return yaml.safe_dump(
-        body, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
-    ).strip()
+    return yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None).strip()
 
 
 def command(study: str, scale: str) -> str:
@@ -143,9 +136,7 @@ def effect_svg(
     """Return the picture of a claim's intervals against its bounds, or ``None`` where nothing was judged."""
     bounds = entry.bounds_at(row["scale"])
     lines = [
-        (source.name, cell["row"])
-        for source, cell in zip(found, row["cells"], strict=True)
-        if cell["row"] is not None
+        (source.name, cell["row"]) for source, cell in zip(found, row["cells"], strict=True) if cell["row"] is not None
     ]
     lines = [(name, v.estimate, v.low, v.high) for name, v in lines if v.n and v.low == v.low]
     if bounds is None or not lines or entry.effect == "value":
@@ -167,12 +158,13 @@ def effect_svg(
 
 
 def inline(svg: bytes, key: str, label: str) -> Markup:
-    """Return an SVG as an element of the page: its identifiers made unique, itself named for those who
-    cannot see it."""
+    """Return an SVG as an element of the page: identifiers made unique, and a name for those who cannot see it."""
     text = svg.decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    for before in ('id="', 'xlink:href="#', "url(#"):
+    used = set(re.findall(r'(?:xlink:href="#|url\(#)([^")]+)', text))
+    text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
+    for before in (' id="', 'xlink:href="#', "url(#"):
         text = text.replace(before, f"{before}{key}-")
     # Its own size is for paper; on the page the style sheet sets the width.
     width = float(re.search(r'width="([\d.]+)pt"', text)[1])  # type: ignore[index]
@@ -181,9 +173,7 @@ def inline(svg: bytes, key: str, label: str) -> Markup:
     head = Markup('<svg role="img" class="{}" aria-label="{}" style="--wide:{}px"').format(
         kind, label, round(width * 4 / 3)
     )
-    text = re.sub(
-        r'^<svg(.*?) width="[\d.]+pt"', lambda match: head + Markup(match[1]), text, count=1, flags=re.DOTALL
-    )
+    text = re.sub(r'^<svg(.*?) width="[\d.]+pt"', lambda match: head + Markup(match[1]), text, count=1, flags=re.DOTALL)
     return Markup(text)
 
 
@@ -201,9 +191,7 @@ def curves_data(runs: Frame) -> dict[str, Any] | None:
         # The last row is kept whatever the stride: it is where a run ends.
         own = own.iloc[sorted({*range(0, len(own), every), len(own) - 1})]
         values = {c: [_digits(value) for value in own[c].tolist()] for c in columns}
-        series.append(
-            {"arm": arms.index(str(arm)), "seed": int(str(seed)), "step": own["step"].tolist(), **values}
-        )
+        series.append({"arm": arms.index(str(arm)), "seed": int(str(seed)), "step": own["step"].tolist(), **values})
     return {"kind": "curves", "columns": columns, "arms": _arms(style), "series": series}
 
 
@@ -232,9 +220,7 @@ def layers_data(runs: Frame) -> dict[str, Any] | None:
 
 def _arms(style: Mapping[str, figures.Look]) -> list[dict[str, Any]]:
     dashes = {"-": [], "--": [6, 3], ":": [2, 2], "-.": [6, 2, 2, 2]}
-    return [
-        {"label": look.label, "colour": look.colour, "dash": dashes[look.dash]} for look in style.values()
-    ]
+    return [{"label": look.label, "colour": look.colour, "dash": dashes[look.dash]} for look in style.values()]
 
 
 def _digits(value: Any, digits: int = 4) -> float | None:
@@ -284,8 +270,7 @@ def panels(study: str, found: Sequence[Source], paper: Mapping[str, Any]) -> lis
 
 
 def fig3_rows(table: Frame) -> list[dict[str, str]]:
-    """Return Figure 3's numbers as a reader says them; what the paper does not print, or nothing reached,
-    is a dash."""
+    """Return Figure 3's numbers as a reader says them; what there is none of is a dash."""
 
     def say(value: float, form: str) -> str:
         return "—" if value != value else form.format(value)
@@ -301,9 +286,7 @@ def fig3_rows(table: Frame) -> list[dict[str, str]]:
             text[f"accuracy, {side}"] = say(100 * row[f"accuracy, {side}"], "{:.1f}%")
         if row["seeds"] and row["steps, ours"] != row["steps, ours"]:
             text["steps, ours"] = (
-                f"never ({row['reached, ours']:.0f} of {row['seeds']:.0f} did)"
-                if row["reached, ours"]
-                else "never"
+                f"never ({row['reached, ours']:.0f} of {row['seeds']:.0f} did)" if row["reached, ours"] else "never"
             )
         rows.append(text)
     return rows
@@ -422,9 +405,7 @@ def show_claim(name: str, roots: Sequence[Path]) -> None:
         for (claim, scale), verdict in source.verdicts.items():
             if claim == name:
                 cell = _cell(entry, verdict)
-                table.add_row(
-                    *map(Text, (source.name, scale or "—", cell["ours"], cell["verdict"], cell["n"]))
-                )
+                table.add_row(*map(Text, (source.name, scale or "—", cell["ours"], cell["verdict"], cell["n"])))
                 for label, values in (
                     ("control", verdict.control),
                     ("treatment", verdict.treatment),

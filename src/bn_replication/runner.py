@@ -13,31 +13,28 @@ import fcntl
 import itertools
 import json
 import os
-import platform
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 from bn_replication import build, checkpoint, records, schedules
-from bn_replication.data import Images, Split, augment, batch_indices, load, to_input
+from bn_replication.data import load
 from bn_replication.errors import UserError
 from bn_replication.evaluate import one_crop
+from bn_replication.inputs import Inputs
 from bn_replication.ledger import digests_for_study
 from bn_replication.loop import Meter, fit
-from bn_replication.models import ACTIVATIONS, activation
+from bn_replication.models import ACTIVATIONS
 from bn_replication.norms import materialize
 from bn_replication.probes import Probe, log_and_even
+from bn_replication.provenance import environment
 from bn_replication.schema import Config
 from bn_replication.streams import generator
 from bn_replication.tracking import tracker
@@ -99,8 +96,9 @@ class _Run:
         torch.set_num_threads(cfg.machine.threads)
         # Arguments first: a wrong one is refused before any data is read.
         construct = build.model(cfg.model, build.norm(cfg.norm))
-        self.split = _load(cfg)
-        self.inputs = _Inputs(cfg, self.split)
+        data = cfg.data
+        self.split = load(data.name, data.root, data.split, data.subset, data.source, cfg.machine.device)
+        self.inputs = Inputs(cfg, self.split)
         shape = tuple(self.split.train.images.shape[1:])
         network = construct(shape, self.split.train.classes, generator(cfg.seed, "initialise"))
         self.model: nn.Module = network.to(cfg.machine.device).to(memory_format=torch.channels_last)
@@ -298,41 +296,6 @@ class _Run:
         return None
 
 
-class _Inputs:
-    """What the network is given: training batches by step, held-out images by range."""
-
-    def __init__(self, cfg: Config, split: Split) -> None:
-        self.cfg, self.split = cfg, split
-        statistics = split.statistics if cfg.data.input == "standardize" else (None, None)
-        self._to_input = partial(to_input, mode=cfg.data.input, mean=statistics[0], std=statistics[1])
-        keys = cfg.augment.model_dump(exclude={"name"})
-        self._augment = partial(augment, **keys) if cfg.augment.changes_anything else None
-
-    def plain(self, images: Images, indices: Tensor | slice) -> Tensor:
-        """The network's inputs of those images, not distorted: float32 (N, C, H, W), channels last."""
-        return self._to_input(images.images[indices]).contiguous(memory_format=torch.channels_last)
-
-    def held_out(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        rows = slice(start, stop)
-        return self.plain(self.split.held_out, rows), self.split.held_out.labels[rows]
-
-    def training(self, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of the update after ``step`` updates, a pure function of (seed, step)."""
-        cfg, images = self.cfg, self.split.train
-        indices = batch_indices(
-            step, cfg.batch_size, len(images), cfg.seed, cfg.data.order, cfg.data.shards, images.images.device
-        )
-        if self._augment is None:
-            return self.plain(images, indices), images.labels[indices]
-        draws = generator(cfg.seed, "augment", step, images.images.device)
-        distorted = self._augment(images.images[indices], draws)
-        return self._to_input(distorted).contiguous(memory_format=torch.channels_last), images.labels[indices]
-
-
-def _load(cfg: Config) -> Split:
-    return load(cfg.data.name, cfg.data.root, cfg.data.split, cfg.data.subset, cfg.data.source, cfg.machine.device)
-
-
 def _round(value: float) -> float:
     """Eight significant digits: all that a float32 holds, in half the bytes of a float64's."""
     return float(f"{value:.8g}")
@@ -394,47 +357,6 @@ def _signals(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-# --- provenance ----------------------------------------------------------------------------------------------
-
-
 def _device_ready(cfg: Config) -> None:
     if cfg.machine.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"machine.device: found '{cfg.machine.device}', expected cpu: torch sees no GPU here")
-
-
-def environment(device: str, threads: int) -> dict[str, Any]:
-    """Return versions, machine and code revision: what a record needs to be traced back."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "cpu": _cpu(),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
-        "threads": threads,
-        **_revision(),
-    }
-
-
-@cache
-def _cpu() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
-
-
-@cache
-def _revision() -> dict[str, Any]:
-    """The code's git revision and whether the code or configuration differed from it."""
-    root = Path(__file__).resolve().parents[2]
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return {"git": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "src", "configs"))}
-    except (OSError, subprocess.CalledProcessError):
-        return {"git": None, "dirty": None}

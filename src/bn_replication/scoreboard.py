@@ -35,7 +35,7 @@ def ours(entry: Entry, verdict: Verdict) -> str:
     if verdict.n == 0:
         return "—"
     if entry.effect == "value":
-        low_text, high_text = (f"{v:.2g}" if abs(v) < 0.01 else f"{v:,.6g}" for v in (low, high))
+        low_text, high_text = map(_number, (low, high))
         text = high_text if low == high or abs(high) < 0.01 else f"{low_text} to {high_text}"
     elif entry.effect == "share":
         text = f"{round(estimate * verdict.n)} of {verdict.n} seeds [{low:.0%}, {high:.0%}]"
@@ -51,6 +51,12 @@ def ours(entry: Entry, verdict: Verdict) -> str:
     if math.isnan(estimate):
         text = f"unknown [{low:.3g}, {high:.3g}]"
     return text.replace("inf", "∞").replace("-", "−")
+
+
+def _number(value: float) -> str:
+    if abs(value) >= 1000 and math.isfinite(value):
+        return f"{value:,.0f}"
+    return f"{value:.2g}" if abs(value) < 0.01 else f"{value:.3g}"
 
 
 def _inverse(value: float) -> float:
@@ -78,7 +84,7 @@ def papers(entry: Entry, paper: Mapping[str, Any]) -> str:
         return f"{100 * value:+.3g} points".replace("-", "−")
     if unit == "fraction":
         return f"{100 * value:.3g}%"
-    return f"{value:.3g}x" if unit == "times" else f"{value:,.6g} {unit}"
+    return f"{value:.3g}x" if unit == "times" else f"{_number(value)} {unit}"
 
 
 def scoreboard_markdown(

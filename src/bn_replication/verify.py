@@ -51,20 +51,12 @@ def altered_records(published: Path) -> list[str]:
             file = next((f for f in (directory / name, directory / f"{name}.gz") if f.exists()), None)
             signed = record["files"].get(name)
             if (file and _digest(file)) != signed:
-                found = (
-                    "altered since it was written"
-                    if file and signed
-                    else "missing"
-                    if signed
-                    else "in no record"
-                )
+                found = "altered since it was written" if file and signed else "missing" if signed else "in no record"
                 faults.append(f"{directory / name}: {found}")
     listed = _read(published / MANIFEST).splitlines()
     for line in difflib.ndiff(listed, manifest(published).splitlines()):
         if line[0] in "-+":
-            change = (
-                "the manifest lists another or none such" if line[0] == "+" else "not the one in the manifest"
-            )
+            change = "the manifest lists another or none such" if line[0] == "+" else "not the one in the manifest"
             faults.append(f"{published / line[2:].partition('  ')[2]}: {change}")
     return sorted(set(faults))
 
@@ -90,13 +82,11 @@ def changed_rules(published: Path, ledger: Mapping[str, Entry]) -> list[str]:
             stored = started.get(name, "none")
             if stored != entry_digest(entry) and stored not in amended:
                 what = "written" if stored == "none" else "changed"
-                faults.setdefault(
-                    f"claim {name}: its rule was {what} after the first run it judges", []
-                ).append(f"{directory} (stored {stored[:12]})")
+                faults.setdefault(f"claim {name}: its rule was {what} after the first run it judges", []).append(
+                    f"{directory} (stored {stored[:12]})"
+                )
         for name in set(started) - {name for name, entry in ledger.items() if entry.study == record["study"]}:
-            faults.setdefault(f"claim {name}: its rule was removed after runs had begun", []).append(
-                str(directory)
-            )
+            faults.setdefault(f"claim {name}: its rule was removed after runs had begun", []).append(str(directory))
     return [f"{fault}: {len(where)} run(s), first {where[0]}" for fault, where in faults.items()]
 
 
@@ -152,9 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for fault in faults:
         print(fault)
     runs = len(records.run_directories(published))
-    print(
-        f"{len(faults)} fault(s)" if faults else f"verified: {len(ledger)} claims from {runs} committed runs"
-    )
+    print(f"{len(faults)} fault(s)" if faults else f"verified: {len(ledger)} claims from {runs} committed runs")
     return 1 if faults else 0
 
 

@@ -10,12 +10,8 @@ from bn_replication.errors import UserError
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bn_replication.data", description="Fetch and verify data sets."
-    )
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"any of {', '.join(sources.DATASETS)} (default: all)"
-    )
+    parser = argparse.ArgumentParser(prog="python -m bn_replication.data", description="Fetch and verify data sets.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(sources.DATASETS)} (default: all)")
     parser.add_argument("--root", default="data", help="where they are put (default: %(default)s)")
     parser.add_argument(
         "--source",

@@ -66,17 +66,11 @@ def check(
     reach = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
     for name, value in reach.items():
         if not 0 <= value * strength <= 1:
-            raise UserError(
-                f"found {name} {value:g} times strength {strength:g}, expected 0..1; mend it in augment"
-            )
+            raise UserError(f"found {name} {value:g} times strength {strength:g}, expected 0..1; mend it in augment")
     if strength < 0:
-        raise UserError(
-            f"found strength {strength:g}, expected 0 (none) or more; mend it in augment.strength"
-        )
+        raise UserError(f"found strength {strength:g}, expected 0 (none) or more; mend it in augment.strength")
     if crop < 0:
-        raise UserError(
-            f"found crop {crop}, expected 0 (none) or more pixels of padding; mend it in augment.crop"
-        )
+        raise UserError(f"found crop {crop}, expected 0 (none) or more pixels of padding; mend it in augment.crop")
     if channels != 3 and strength * (saturation + hue) > 0:
         raise UserError(f"found {channels} channel(s), expected 3 for saturation and hue; mend it in augment")
     return strength * sum(reach.values()) > 0
@@ -107,14 +101,10 @@ def _reach(
 @cache
 def _bases(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return luma weights (3,) and the 3x3 maps to luma, to chroma, to chroma turned by 90 degrees."""
-    yiq = torch.tensor(
-        [[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]], dtype=torch.float64
-    )
+    yiq = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]], dtype=torch.float64)
     luma = yiq[0]
     grey = torch.ones(3, 1, dtype=torch.float64) @ luma[None]
-    quarter = (
-        torch.linalg.inv(yiq) @ torch.tensor([[0.0, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=torch.float64) @ yiq
-    )
+    quarter = torch.linalg.inv(yiq) @ torch.tensor([[0.0, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=torch.float64) @ yiq
     chroma = torch.eye(3, dtype=torch.float64) - grey
     return tuple(matrix.float().to(device) for matrix in (luma, grey, chroma, quarter))  # type: ignore[return-value]
 
@@ -125,10 +115,7 @@ def _colour(pixels: Tensor, amount: Tensor) -> Tensor:
     flat = pixels.flatten(2)
     if pixels.shape[1] != 3:
         middle = flat.mean((1, 2))
-        flat = (
-            flat * (brightness * contrast)[:, None, None]
-            + (brightness * (1 - contrast) * middle)[:, None, None]
-        )
+        flat = flat * (brightness * contrast)[:, None, None] + (brightness * (1 - contrast) * middle)[:, None, None]
         return flat.clamp_(0, 1).view_as(pixels)
     luma, grey, chroma, quarter = _bases(pixels.device)
     middle = flat.mean(2) @ luma  # (N,) mean luma, the fixed point of contrast

@@ -78,8 +78,7 @@ def load(
         )
     if split not in get_args(SplitName):
         raise UserError(
-            f"found split '{split}', expected final or tune"
-            f"{nearest(split, get_args(SplitName))}; mend it in data.split"
+            f"found split '{split}', expected final or tune{nearest(split, get_args(SplitName))}; mend it in data.split"
         )
     return _split(name, str(root), split, subset, None if source is None else str(source), str(device))
 
@@ -132,9 +131,7 @@ def _decode(name: str, files: dict[str, bytearray]) -> tuple[Tensor, Tensor, Ten
     content = {key: torch.frombuffer(value, dtype=torch.uint8) for key, value in files.items()}
     if name == "cifar10":  # rows of a label byte and 3072 pixel bytes, channels first
         rows = [content[f"{part}.bin"].view(-1, 3073) for part in (*CIFAR10_TRAIN, "test_batch")]
-        images = [
-            torch.cat([row[:, 1:] for row in part]).view(-1, 3, 32, 32) for part in (rows[:5], rows[5:])
-        ]
+        images = [torch.cat([row[:, 1:] for row in part]).view(-1, 3, 32, 32) for part in (rows[:5], rows[5:])]
         labels = [torch.cat([row[:, 0] for row in part]) for part in (rows[:5], rows[5:])]
     else:  # IDX: a header of 16 bytes before images, of 8 before labels
         images = [content[f"{part}-images-idx3-ubyte"][16:].view(-1, 1, 28, 28) for part in ("train", "t10k")]
@@ -159,9 +156,7 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float().to(images.device), variance.sqrt().float().to(images.device)
 
 
-def to_input(
-    images: Tensor, mode: Input = "unit", mean: Tensor | None = None, std: Tensor | None = None
-) -> Tensor:
+def to_input(images: Tensor, mode: Input = "unit", mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
     """Return what the net is given: float32, shaped like ``images`` (uint8, or augmented float32 in 0..1).
 
     unit: 0..1. binary: 1 where a pixel is above 127 of 255, else 0. standardize: (x - mean) / std a channel,

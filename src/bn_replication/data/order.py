@@ -35,17 +35,13 @@ def epoch_order(
             f"{nearest(mode, get_args(Mode))}; mend it in data.order"
         )
     if not 1 <= shards <= n:
-        raise UserError(
-            f"found {shards} shards, expected 1 to {n} (the training examples); mend it in data.shards"
-        )
+        raise UserError(f"found {shards} shards, expected 1 to {n} (the training examples); mend it in data.shards")
     if mode == "full":
         return torch.randperm(n, generator=generator(seed, "order", epoch)).to(device)
     base = torch.randperm(n, generator=generator(seed, "shards"))
     if mode == "within_shard":
         draw = generator(seed, "order", epoch)
-        base = torch.cat(
-            [part[torch.randperm(len(part), generator=draw)] for part in base.tensor_split(shards)]
-        )
+        base = torch.cat([part[torch.randperm(len(part), generator=draw)] for part in base.tensor_split(shards)])
     return base.to(device)
 
 

@@ -30,18 +30,14 @@ def read(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     try:
         index = json.loads((HERE / f"{name}.json").read_text())
         with Image.open(HERE / f"{name}.png", formats=["PNG"]) as sheet:
-            images = _tiles(np.asarray(sheet), index["side"])[
-                : len(index["train_rows"]) + len(index["test_rows"])
-            ]
+            images = _tiles(np.asarray(sheet), index["side"])[: len(index["train_rows"]) + len(index["test_rows"])]
         found = _digest(images)
     except (OSError, ValueError, KeyError, SyntaxError) as error:
         raise UserError(
             f"found no sample of {name} ({error}), expected {HERE / name}.png and .json; check them out again"
         ) from error
     if found != index["sha256"]:
-        raise UserError(
-            f"found {HERE / name}.png altered, expected SHA-256 {index['sha256']}; check it out again"
-        )
+        raise UserError(f"found {HERE / name}.png altered, expected SHA-256 {index['sha256']}; check it out again")
     cut = len(index["train_rows"])
     labels = [np.array(index[part], dtype=np.uint8) for part in ("train_labels", "test_labels")]
     return images[:cut], labels[0], images[cut:], labels[1]
@@ -93,9 +89,7 @@ def _digest(images: np.ndarray) -> str:
 def main() -> None:
     from bn_replication.data.images import load  # here: images reads samples
 
-    parser = argparse.ArgumentParser(
-        description="Make the shipped samples again from the full, verified sets."
-    )
+    parser = argparse.ArgumentParser(description="Make the shipped samples again from the full, verified sets.")
     parser.add_argument("--root", default="data", help="where the full sets lie (default: %(default)s)")
     parser.add_argument("--into", type=Path, default=HERE, help="where to write (default: the package)")
     args = parser.parse_args()

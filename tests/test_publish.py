@@ -1,0 +1,200 @@
+"""Publishing: what is promoted is whole, small, true to the run, and never silently something else."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from bn_replication import publish, records, verify
+from bn_replication.errors import UserError
+from bn_replication.ledger import load_ledger
+from test_figures import figure_1, write_run
+
+MARKERS = "before\n<!-- scoreboard -->\n<!-- /scoreboard -->\nafter\n"
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Two arms of two seeds in ``runs``, nothing in ``published``, a README with its markers."""
+    figure_1(tmp_path / "runs", seeds=2)
+    (tmp_path / "README.md").write_text(MARKERS)
+    return tmp_path
+
+
+def promoted(place: Path, **options: bool) -> list[str]:
+    """Publish without figures and pages, which take a second; return what became of each run."""
+    return [p.state for p in publish.publish(place / "runs", place / "published", **options)]
+
+
+def run(place: Path, *arguments: str) -> int:
+    paths = ["--from", str(place / "runs"), "--to", str(place / "published"), "--readme", str(place / "README.md")]
+    return publish.main([*arguments, *paths])
+
+
+def test_a_published_run_says_what_the_run_said_in_less_room(place: Path) -> None:
+    assert promoted(place) == ["new"] * 4
+    source = place / "runs/laptop/fig1_mnist/norm=batch/seed=1"
+    target = place / "published/laptop/fig1_mnist/norm=batch/seed=1"
+    assert (target / "curves.jsonl").read_bytes() == (source / "curves.jsonl").read_bytes()
+    before, after = (list(records.read_rows(path / "activations.jsonl")) for path in (source, target))
+    assert len(before) == len(after)
+    for old, new in zip(before, after, strict=True):
+        assert new["percentiles"] == pytest.approx(old["percentiles"], rel=1e-3)
+        assert new.get("units") == old.get("units")
+    assert before[1]["mean"] == 1.0123456789
+    assert after[1]["mean"] == 1.012
+    record = records.read_run_json(target)
+    assert record is not None
+    assert record["published"]["from"] == json.loads((source / "run.json").read_text())["files"]
+    assert records.digest(target / "activations.jsonl.gz") == record["files"]["activations.jsonl"]
+
+
+def test_histograms_stay_with_the_lowest_seed_of_an_arm(place: Path) -> None:
+    write_run(place / "published", "fig1_mnist", "norm=none", 0, [0.1, 0.2], probes=1)
+    assert promoted(place, replace=True) == ["new", "new", "replaced", "new"]
+    for arm in ("norm=none", "norm=batch"):
+        for seed in (0, 1):
+            directory = place / f"published/laptop/fig1_mnist/{arm}/seed={seed}"
+            rows = list(records.read_rows(directory / "activations.jsonl"))
+            assert all(("histogram" in row) == (seed == 0) for row in rows)
+
+
+def test_histograms_are_parts_per_thousand_and_thinned_only_as_far_as_needed() -> None:
+    rows = [{"step": s, "layer": layer, "histogram": [1, 3, 0]} for s in range(4) for layer in "ab"]
+    lines = [json.loads(line) for line in publish.compact(rows, 2).splitlines()]
+    assert [line.get("histogram") for line in lines] == [[250, 750, 0]] * 2 + [None] * 2 + [[250, 750, 0]] * 2 + [
+        None
+    ] * 2
+    assert b"histogram" not in publish.compact(rows, 0)
+
+
+def noisy(directory: Path, snapshots: int, layers: int, units: int) -> None:
+    """Replace a run's activations by numbers that do not compress, of the largest size a study asks for."""
+    import random
+
+    rng = random.Random(0)
+    rows = []
+    for step in range(snapshots):
+        for layer in range(layers):
+            row = {"step": step, "layer": f"l{layer}", "mean": rng.gauss(0, 1), "std": rng.random()}
+            row |= {"percentiles": [rng.gauss(0, 1) for _ in range(3)]}
+            row["histogram"] = [rng.randrange(200) for _ in range(64)]
+            rows.append(row)
+        if units:
+            rows[-1]["units"] = [[rng.gauss(0, 1) for _ in range(units)] for _ in range(3)]
+    text = "".join(map(records.json_line, rows)).encode()
+    (directory / "activations.jsonl").write_bytes(text)
+    record = json.loads((directory / "run.json").read_text())
+    record["files"]["activations.jsonl"] = records.digest(text)
+    records.write_run_json(directory, record)
+
+
+def test_the_largest_probes_fit(tmp_path: Path) -> None:
+    deep = write_run(tmp_path / "runs", "deep", "norm=batch", 0, [0.1, 0.2])
+    noisy(deep, snapshots=25, layers=60, units=0)
+    wide = write_run(tmp_path / "runs", "wide", "norm=batch", 0, [0.1, 0.2])
+    noisy(wide, snapshots=50, layers=3, units=100)
+    promotions, refusals = publish.plan(tmp_path / "runs", tmp_path / "published")
+    assert refusals == []
+    every = {}
+    for promotion in promotions:
+        publish.promote(promotion)
+        assert sum(path.stat().st_size for path in promotion.target.iterdir()) <= publish.LIMIT
+        every[promotion.study[1]] = promotion.record["published"]["histogram_every"]
+        assert ("histograms thinned" in promotion.warning) == (every[promotion.study[1]] != 1)
+    # Random counts compress worst: the deep net keeps a part of its histograms, the wide one all of them.
+    assert every == {"deep": 2, "wide": 1}
+
+
+def test_a_run_over_the_limit_is_refused_by_name(tmp_path: Path) -> None:
+    directory = write_run(tmp_path / "runs", "wide", "norm=batch", 0, [0.1, 0.2])
+    noisy(directory, snapshots=60, layers=1, units=400)
+    with pytest.raises(UserError, match=r"wide/norm=batch/seed=0: found [\d,]+ bytes .* at most 100,000"):
+        publish.publish(tmp_path / "runs", tmp_path / "published")
+    assert not (tmp_path / "published").exists()
+
+
+def test_publishing_twice_changes_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(place) == 0
+    first = tree(place)
+    assert capsys.readouterr().out.count("new ") == 4
+    assert run(place) == 0
+    assert tree(place) == first
+    assert capsys.readouterr().out.count("unchanged ") == 4
+
+
+def test_the_same_numbers_at_another_time_are_the_same_run(place: Path) -> None:
+    promoted(place)
+    first = tree(place / "published")
+    path = place / "runs/laptop/fig1_mnist/norm=batch/seed=1"
+    record = json.loads((path / "run.json").read_text())
+    records.write_run_json(path, {**record, "seconds": 99.0, "started": "2027-01-01T00:00:00+00:00"})
+    assert promoted(place) == ["unchanged"] * 4
+    assert tree(place / "published") == first
+
+
+def test_another_run_is_put_in_place_only_when_asked(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    promoted(place)
+    first = tree(place / "published")
+    figure_1(place / "runs", seeds=1, lift=0.01)
+    assert run(place) == 2
+    error = capsys.readouterr().err
+    assert "norm=batch/seed=0: found another run published" in error
+    assert "1 of 4 refused" in error
+    assert tree(place / "published") == first
+    assert promoted(place, replace=True) == ["replaced", "unchanged", "unchanged", "unchanged"]
+    path = "laptop/fig1_mnist/norm=batch/seed=0/curves.jsonl"
+    assert (place / "published" / path).read_bytes() == (place / "runs" / path).read_bytes()
+    assert not list((place / "published").rglob(".publish*"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda d: (d / "curves.jsonl").write_text("{}\n"), "another content"),
+        (lambda d: (d / "activations.jsonl").unlink(), "no file"),
+        (lambda d: (d / "run.json").write_text("{"), "run.json: found"),
+        (lambda d: os.rename(d, d.with_name("seed=7")), "expected that of its own path"),
+    ],
+)
+def test_a_damaged_run_is_refused_and_none_is_published(place: Path, damage, says: str, capsys) -> None:
+    damage(place / "runs/laptop/fig1_mnist/norm=batch/seed=1")
+    assert run(place) == 2
+    assert says in capsys.readouterr().err
+    assert not (place / "published").exists()
+    assert (place / "README.md").read_text() == MARKERS
+
+
+def test_failed_runs_need_asking_for_and_dirty_code_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "README.md").write_text(MARKERS)
+    write_run(tmp_path / "runs", "adhoc", "norm=none", 0, [0.1, 0.2], status="failed", dirty=True)
+    assert run(tmp_path) == 2
+    assert "--failed" in capsys.readouterr().err
+    assert run(tmp_path, "--failed") == 0
+    assert "uncommitted changes" in capsys.readouterr().out
+
+
+def test_an_unknown_study_and_an_unmarked_readme_are_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(place, "fig1_mnits") == 2
+    assert "did you mean 'fig1_mnist'?" in capsys.readouterr().err
+    (place / "README.md").write_text("no markers\n")
+    assert run(place) == 2
+    assert not (place / "published").exists()
+
+
+def test_what_follows_from_the_records_is_written_with_them(place: Path) -> None:
+    assert run(place) == 0
+    published = place / "published"
+    names = {path.name for path in (published / "laptop/fig1_mnist/figures").iterdir()}
+    assert {"fig1a.svg", "fig1a.csv", "fig1bc.svg", "layers.csv"} <= names
+    assert "fig1-higher" in (place / "README.md").read_text()
+    assert (place / "README.md").read_text().startswith("before\n")
+    assert verify.altered_records(published) == []
+    assert verify.different_pages(published, place / "README.md", load_ledger()) == []
