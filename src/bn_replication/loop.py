@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bn_replication.streams import stream_seed
+from bn_replication.streams import seed_global, stream_seed
 
 # Of an auxiliary classifier's loss, as in GoogLeNet; the paper does not say that it kept one.
 AUXILIARY_WEIGHT = 0.3
@@ -62,9 +62,9 @@ def fit(
         The step at which the loss ceased to be finite, or ``None``.
     """
     for step in range(start, steps):
-        # Dropout draws from the global generator; seeded here, its masks depend on nothing but the step.
-        torch.manual_seed(stream_seed(seed, "dropout", step))
         inputs, labels = batches(step)
+        # Dropout draws from the global generator; seeded here, its masks depend on nothing but the step.
+        seed_global(inputs.device, stream_seed(seed, "dropout", step))
         for group in optimizer.param_groups:
             group["lr"] = rate(step)
         with torch.autocast(inputs.device.type, precision, enabled=precision != torch.float32):

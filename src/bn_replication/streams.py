@@ -20,3 +20,16 @@ def generator(seed: int, stream: str, index: int = 0, device: str | torch.device
     import torch  # here, so that whoever needs only a number does not load torch
 
     return torch.Generator(device).manual_seed(stream_seed(seed, stream, index))
+
+
+def seed_global(device: torch.device, seed: int) -> None:
+    """Seed the generator of ``device`` that ``torch.nn.Dropout`` draws from.
+
+    ``torch.manual_seed`` would seed every device's, and formats a stack trace for the GPU that is not there: milliseconds.
+    """
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
