@@ -11,13 +11,15 @@ import contextlib
 import hashlib
 import io
 import os
+import pickle
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bn_replication.records import atomic_write
+from bn_replication.errors import UserError
+from bn_replication.records import TEMPORARY, atomic_write
 
 CURRENT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -33,14 +35,18 @@ def save(directory: Path, state: dict[str, Any]) -> None:
     payload = buffer.getvalue()
     # Linked, not renamed: at no moment is there no file under the current name.
     with contextlib.suppress(FileNotFoundError):
-        staging = directory / f".{PREVIOUS}.{os.getpid()}"
+        staging = directory / f".{PREVIOUS}{TEMPORARY}"
+        staging.unlink(missing_ok=True)  # of a save that failed between the two
         os.link(directory / CURRENT, staging)
         os.replace(staging, directory / PREVIOUS)
     atomic_write(directory / CURRENT, payload + hashlib.sha256(payload).digest())
 
 
 def load(directory: Path, device: str = "cpu") -> dict[str, Any] | None:
-    """Return the newest sound checkpoint of ``directory``, or ``None``; a damaged one is warned of and passed over."""
+    """Return the newest sound checkpoint of ``directory``, or ``None``; a damaged one is warned of and passed over.
+
+    Raises :class:`UserError` for one that is whole and holds anything but tensors and plain values.
+    """
     for name in (CURRENT, PREVIOUS):
         path = directory / name
         if not path.exists():
@@ -48,7 +54,14 @@ def load(directory: Path, device: str = "cpu") -> dict[str, Any] | None:
         content = path.read_bytes()
         payload, recorded = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
         if hashlib.sha256(payload).digest() == recorded:
-            return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+            try:
+                return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+            except pickle.UnpicklingError as error:
+                reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0] or type(error).__name__
+                raise UserError(
+                    f"{path}: found what no checkpoint of ours holds ({reason}), expected tensors and plain values; "
+                    "do not trust this directory, remove it"
+                ) from None
         warnings.warn(f"{path}: found a damaged checkpoint (wrong digest), going back to an earlier one", stacklevel=2)
     return None
 

@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from bn_replication import metrics
 from bn_replication.records import atomic_write, load_activations, load_curves
@@ -469,6 +469,10 @@ def response(ax: Axes, runs: Frame, curves: Frame, key: str) -> Frame:
     values = frame[key].dropna()
     if (values > 0).all() and values.max() >= 10 * values.min():
         ax.set_xscale("log")
+        # The settings that were tried are the ticks, as many as have room.
+        tried = sorted(set(values))[:: -(-values.nunique() // 8)]
+        ax.set_xticks(tried, [f"{value:g}" for value in tried])
+        ax.xaxis.set_minor_locator(NullLocator())
     ax.set(xlabel=_words(key), ylabel="accuracy at the end")
     return frame[["line", "arm", "seed", key, "accuracy", "status"]].sort_values(["line", key, "seed"])
 
@@ -499,9 +503,9 @@ def depth_map(ax: Axes, bands: Frame, column: str, norm: colors.Normalize, cmap:
 
 
 DETACHED = {  # suffix of the columns: label, colour, dash
-    "": ("mean outside the gradient", VERMILLION, "-"),
-    "_scaled": ("and divided by the standard deviation", ORANGE, "--"),
-    "_true": ("mean inside the gradient, as BN does", BLUE, "-"),
+    "": ("mean detached", VERMILLION, "-"),
+    "_scaled": ("mean and deviation detached", ORANGE, "--"),
+    "_true": ("neither, as in BN", BLUE, "-"),
 }
 
 
@@ -524,7 +528,7 @@ def detached(bias: Axes, loss: Axes, curves: Frame) -> Frame:
             middle = own.groupby("step")[column].median()
             ax.plot(middle.index, middle, color=colour, linestyle=dash, linewidth=1.7, label=label)
             steps_axis(ax)
-    bias.set(ylabel="size of the bias b", yscale="symlog")
+    bias.set_ylabel("size of the bias b")
     loss.set(ylabel="loss / loss at the start", ylim=(0.0, 2.0))
     return pd.concat(parts, ignore_index=True).drop(columns="run")
 
@@ -717,7 +721,7 @@ def draw_layers(runs: Frame, activations: Frame, layers: Sequence[str] = ()) -> 
         ax.yaxis.set_major_locator(MaxNLocator(3))
         ax.tick_params(labelsize=7)
         if row == 0:
-            ax.set_title(style[arm].label, fontsize=8)
+            ax.set_title(style[arm].label.replace(", ", "\n", 1), fontsize=8)
         if column == 0:
             ax.set_ylabel(layer.replace(".", "\n", 1), fontsize=7)
         ax.label_outer()
@@ -756,7 +760,7 @@ def draw_depth(runs: Frame, activations: Frame) -> Drawing | None:
             depth_map(ax, bands[bands["arm"] == arm], column, norm, cmap)
             ax.tick_params(labelsize=7)
             if row == 0:
-                ax.set_title(style[arm].label, fontsize=8)
+                ax.set_title(style[arm].label.replace(", ", "\n", 1), fontsize=8)
         grid[row, 0].set_ylabel("depth (layer)", fontsize=8)
         figure.colorbar(
             ScalarMappable(norm, cmap), ax=grid[row].tolist(), label=label, extend="both", aspect=30, pad=0.01

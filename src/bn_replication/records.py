@@ -28,6 +28,7 @@ from bn_replication.errors import UserError
 FORMAT = 1
 RUN, CURVES, ACTIVATIONS = "run.json", "curves.jsonl", "activations.jsonl"
 STATUSES = ("completed", "diverged", "failed")
+TEMPORARY = ".tmp"  # ends the name of a file that is not yet whole
 _IDENTITY = ["run", "study", "arm", "seed", "scale"]
 
 
@@ -39,7 +40,7 @@ def atomic_write(path: Path, content: bytes) -> None:
 
     Raises ``OSError`` (a full disk, say) with the old file intact and no temporary file left behind.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
     try:
         with os.fdopen(handle, "wb") as file:
             os.fchmod(handle, 0o644)  # mkstemp's 0600 is for secrets
@@ -57,6 +58,12 @@ def atomic_write(path: Path, content: bytes) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Remove what a kill left half-written in ``directory``, where nobody else may be writing."""
+    for path in directory.glob(f".*{TEMPORARY}"):
+        path.unlink()
 
 
 def digest(content: bytes | Path) -> str:

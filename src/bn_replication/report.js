@@ -72,7 +72,7 @@ function layers(data, state, width) {
   const number = (field, title) => ({ field, title, format: ".3~g" });
   return { ...spec, data: { values }, columns, spacing: 14,
     facet: { field: "arm", type: "nominal", title: null, sort: arms.domain, header: { labelFontSize: 11, labelAnchor: "start" } },
-    spec: { width: Math.floor((width - 70) / columns) - 16, height: 130, layer: [
+    spec: { width: Math.floor((width - 60) / columns) - 32, height: 130, layer: [
       { mark: { type: "area", opacity: 0.25 }, encoding: { x, color, y: { ...y("low"), stack: null }, y2: { field: "high" } } },
       { mark: { type: "line", strokeWidth: 2 }, encoding: { x, color, y: y("middle") } },
       { mark: { type: "point", size: 200, filled: true, opacity: 0 }, encoding: { x, y: y("middle"), color,

@@ -1,7 +1,8 @@
 """One run, from its configuration to its record on disk.
 
-A run is complete (its ``run.json`` is there: skipped), partial (resumed to the bit) or new. The same directory with
-another configuration is refused, naming what differs, and nothing in it is touched.
+A run is complete (its ``run.json`` is there: skipped), partial (resumed to the bit), failed (tried again from its
+checkpoint) or new. The same directory with another configuration is refused, naming what differs, and nothing in it is
+touched.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import hashlib
 import itertools
 import json
 import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +43,8 @@ from bn_replication.streams import generator
 from bn_replication.tracking import tracker
 
 STARTED = "started.json"  # identity of a run that has begun; its run.json takes its place
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS}
+_UNWRITABLE |= {errno.ENOTDIR}
 
 
 @dataclass(frozen=True)
@@ -67,16 +71,21 @@ def run(cfg: Config, arm: str, report: Callable[..., None] = lambda *_: None) ->
     Raises:
         UserError: what was asked cannot be done (a stale record, missing data, a full disk); nothing is lost.
         Interrupted: asked to stop; what was done is saved.
+        Exception: anything else (out of memory, a defect), recorded as ``failed`` with its reason first.
     """
     directory = cfg.machine.results / cfg.scale.name / cfg.study / arm / f"seed={cfg.seed}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _locked(directory):
             done = records.read_run_json(directory)
-            if done is not None and done["status"] != "failed":
+            if done is not None:
                 _refuse_if_stale(directory / records.RUN, done["config"], cfg)
-                return Outcome("skipped", f"already {done['status']}")
+                if done["status"] != "failed":
+                    return Outcome("skipped", f"already {done['status']}")
             _device_ready(cfg)
+            # Nobody else is at work here: what a kill left half-written goes, and so does a failure now tried again.
+            records.remove_temporaries(directory)
+            (directory / records.RUN).unlink(missing_ok=True)
             return _Run(cfg, arm, directory, report).carry_out()
     except OSError as error:
         if error.errno in _UNWRITABLE:
@@ -94,6 +103,26 @@ class _Run:
     def __init__(self, cfg: Config, arm: str, directory: Path, report: Callable[..., None]) -> None:
         self.cfg, self.arm, self.directory, self.report = cfg, arm, directory, report
         torch.set_num_threads(cfg.machine.threads)
+        self.rules = digests_for_study(cfg.study)
+        # Now, not at the end: the files may be others by then, and the modules are those of now.
+        self.environment = environment(cfg.machine.device, cfg.machine.threads)
+        self.resumed: list[dict[str, Any]] = []  # where it went on in another environment, and what differed
+        self.started, self.step, self.stop = time.time(), 0, threading.Event()
+        clock = time.monotonic()  # the other clock may be set back
+        self.seconds: Callable[[], float] = lambda: time.monotonic() - clock
+
+    def carry_out(self) -> Outcome:
+        try:
+            self._prepare()
+            return self._train()
+        except Exception as error:
+            refused = isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in _UNWRITABLE)
+            if not refused:
+                self._record("failed", _reason(error), self.step, {})
+            raise
+
+    def _prepare(self) -> None:
+        cfg = self.cfg
         # Arguments first: a wrong one is refused before any data is read.
         construct = build.model(cfg.model, build.norm(cfg.norm))
         data = cfg.data
@@ -112,17 +141,14 @@ class _Run:
         self.probed = set(log_and_even(cfg.steps, cfg.probe.points)) if cfg.probe.enabled else set()
         self.saved = set(range(cfg.machine.checkpoint_every, cfg.steps, cfg.machine.checkpoint_every))
         self.probe = self._make_probe() if cfg.probe.enabled else None
-        self.stop = threading.Event()
 
     # --- the run ------------------------------------------------------------------------------------------
 
-    def carry_out(self) -> Outcome:
-        cfg, started = self.cfg, time.time()
-        rules = digests_for_study(cfg.study)
-        state = self._resume()
-        start, seconds_before = (state["step"], state["seconds"]) if state else (0, 0.0)
-        clock = time.monotonic()
-        self.seconds = lambda: seconds_before + time.monotonic() - clock
+    def _train(self) -> Outcome:
+        cfg, state = self.cfg, self._resume()
+        if state is not None:
+            self.step, before, since = state["step"], state["seconds"], self.seconds
+            self.seconds = lambda: before + since()
         with contextlib.ExitStack() as stack:
             self.curves = stack.enter_context(_appending(self.directory / records.CURVES, state))
             self.activations = stack.enter_context(_appending(self.directory / records.ACTIVATIONS, state))
@@ -149,7 +175,7 @@ class _Run:
                 self.optimizer,
                 self.inputs.training,
                 self._rate,
-                start=start,
+                start=self.step,
                 steps=cfg.steps,
                 seed=cfg.seed,
                 meter=self.meter,
@@ -163,6 +189,16 @@ class _Run:
             self.log.finish(summary, status)
         steps_done = cfg.steps if diverged is None else diverged
         reason = None if status == "completed" else f"loss or weights ceased to be finite at step {steps_done}"
+        self._record(status, reason, steps_done, summary)
+        checkpoint.discard(self.directory)
+        (self.directory / STARTED).unlink(missing_ok=True)
+        final = summary.get(self.accuracy_key)
+        return Outcome(status, reason or f"{self.accuracy_key} {final:.4f}", final)
+
+    def _record(self, status: str, reason: str | None, steps_done: int, summary: dict[str, float]) -> None:
+        cfg = self.cfg
+        files = [name for name in (records.CURVES, records.ACTIVATIONS) if (self.directory / name).exists()]
+        ended = {} if status == "failed" else {"weights": _digest(self.model, self.optimizer)}
         records.write_run_json(
             self.directory,
             {
@@ -176,21 +212,14 @@ class _Run:
                 "summary": summary,
                 "config": cfg.identity(),
                 "choices": cfg.choices,
-                "rules": rules,
-                "files": {
-                    name: records.digest(self.directory / name)
-                    for name in (records.CURVES, records.ACTIVATIONS)
-                    if (self.directory / name).exists()
-                },
-                "environment": environment(cfg.machine.device, cfg.machine.threads),
-                "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
+                "rules": self.rules,
+                "files": {name: records.digest(self.directory / name) for name in files},
+                "environment": self.environment | ({"resumed": self.resumed} if self.resumed else {}),
+                "started": datetime.datetime.fromtimestamp(self.started, datetime.UTC).isoformat(timespec="seconds"),
                 "seconds": round(self.seconds(), 2),
+                **ended,
             },
         )
-        checkpoint.discard(self.directory)
-        (self.directory / STARTED).unlink(missing_ok=True)
-        final = summary.get(self.accuracy_key)
-        return Outcome(status, reason or f"{self.accuracy_key} {final:.4f}", final)
 
     def _rate(self, step: int) -> float:
         cfg = self.cfg
@@ -204,6 +233,7 @@ class _Run:
     # --- what happens at certain steps --------------------------------------------------------------------
 
     def _on_step(self, step: int) -> None:
+        self.step = step
         if step in self.evaluated:
             self._write_row(step)
         if step in self.probed:
@@ -275,6 +305,8 @@ class _Run:
             "meter": vars(self.meter),
             "curve": self.curve,
             "best": self.best,
+            "environment": self.environment,
+            "resumed": self.resumed,
             "offsets": {records.CURVES: self.curves.tell(), records.ACTIVATIONS: self.activations.tell()},
         }
         checkpoint.save(self.directory, state)
@@ -286,6 +318,7 @@ class _Run:
             _refuse_if_stale(marker, json.loads(marker.read_text()), self.cfg)
             state = checkpoint.load(self.directory, self.cfg.machine.device)
             if state is not None:
+                self._compare(state)
                 self.model.load_state_dict(state["model"])
                 self.optimizer.load_state_dict(state["optimizer"])
                 vars(self.meter).update(state["meter"])
@@ -295,10 +328,54 @@ class _Run:
         checkpoint.discard(self.directory)
         return None
 
+    def _compare(self, state: dict[str, Any]) -> None:
+        """Hold a checkpoint against what goes on from it: its files, and the environment that it was made in."""
+        for name, offset in state["offsets"].items():
+            path = self.directory / name
+            found = path.stat().st_size if path.exists() else 0
+            if found < offset:
+                raise UserError(
+                    f"{path}: found {found} bytes, expected the {offset} written before the checkpoint; "
+                    "put the file back or remove its directory to start again"
+                )
+        there, here = state.get("environment", {}), self.environment
+        changed = {key: [there[key], here[key]] for key in there if there[key] != here.get(key)}
+        shown = ", ".join(f"{key}: {old} there, {new} here" for key, (old, new) in changed.items())
+        if "torch" in changed and not self.cfg.machine.resume_anyway:
+            # Another version may round otherwise: neither its own curve nor that of a run left alone.
+            raise UserError(
+                f"{self.directory}: found a run begun in another environment ({shown}), expected the same torch; "
+                "set machine.resume_anyway=true to go on and have it recorded, or remove its directory"
+            )
+        self.resumed = state.get("resumed", [])
+        if changed:
+            warnings.warn(f"{self.directory}: goes on in another environment ({shown}); recorded", stacklevel=2)
+            self.resumed = [*self.resumed, {"step": state["step"], **changed}]
+
 
 def _round(value: float) -> float:
     """Eight significant digits: all that a float32 holds, in half the bytes of a float64's."""
     return float(f"{value:.8g}")
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    # Of the CPU's allocator torch says so only in words.
+    full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
+    return f"out of memory ({text})" if full or getattr(error, "errno", 0) == errno.ENOMEM else text
+
+
+def _digest(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+    """Return the SHA-256 of all that training has made: weights, running statistics, momenta."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    tensors = dict(model.state_dict())
+    for parameter, values in optimizer.state.items():
+        tensors |= {f"{names[parameter]}/{key}": v for key, v in values.items() if isinstance(v, torch.Tensor)}
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 # --- the run's directory -------------------------------------------------------------------------------------
@@ -326,6 +403,8 @@ def _appending(path: Path, state: dict[str, Any] | None) -> Iterator[TextIO]:
         file.truncate(state["offsets"][path.name] if state else 0)
         file.seek(0, os.SEEK_END)
         yield file
+        file.flush()
+        os.fsync(file.fileno())  # before a record signs it
 
 
 def _refuse_if_stale(path: Path, found: dict[str, Any], cfg: Config) -> None:
