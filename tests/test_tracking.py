@@ -157,7 +157,8 @@ def test_an_offline_run_holds_the_records_exactly(tmp_path: Path, capfd: pytest.
     }  # fmt: skip
     assert rows[5]["histograms/act1.bins"] == [-4.0, -1.0, 1.0, 4.0]
     assert rows[6]["figures/a._type"] == "html-file"
-    assert len(rows) == 7
+    assert rows[7]["figures/act2_table._type"].startswith("table")  # the percentile bands of the deepest layer
+    assert len(rows) == 8
     metrics = [r["metric"] for r in records if r["type"] == "metric"]
     assert any(metric.get("glob_name") == "*" and metric["step_metric"] == "step" for metric in metrics)
     assert {"status": "diverged", "test_accuracy": 1.0} in [

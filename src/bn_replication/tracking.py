@@ -105,6 +105,7 @@ class _Mirror(Tracker):
         self._run, self._patience = run, patience
         self._tasks: queue.SimpleQueue[Callable[[wandb.Run], object] | None] = queue.SimpleQueue()
         self._exit_code = 1
+        self._last_layer: list[Mapping[str, Any]] = []  # the probes' rows of the deepest nonlinearity
         self._ended = False  # by us
         self._lost = False  # by wandb
         self._thread = threading.Thread(target=self._work, name="wandb-mirror", daemon=True)
@@ -122,6 +123,11 @@ class _Mirror(Tracker):
         edges: Sequence[float] | None = None,
     ) -> None:
         rows, probe = list(rows), self._run["config"].get("probe", {})
+        if rows and not self._last_layer:
+            deepest = list(dict.fromkeys(row["layer"] for row in rows))[-1]
+        else:
+            deepest = self._last_layer[-1]["layer"]
+        self._last_layer += [row for row in rows if row["layer"] == deepest]
         self._put(lambda run: [self._log(run, columns) for columns in _by_step(rows, edges, probe)])
 
     def figure(self, name: str, path: Path) -> None:
@@ -132,6 +138,8 @@ class _Mirror(Tracker):
             return
         self._ended = True
         last = {**summary, "status": status}
+        if self._last_layer:
+            self._put(lambda run: run.log(_bands(self._last_layer, self._run["config"].get("probe", {}))))
         self._put(lambda run: run.summary.update(last))
         self._exit_code = int(status == "failed")
         self._tasks.put(None)
@@ -231,6 +239,21 @@ def _by_step(
                 bins = np.asarray(counts), np.asarray(edges)
                 columns[f"histograms/{row['layer']}"] = wandb.Histogram(np_histogram=bins)
         yield columns
+
+
+def _bands(rows: list[Mapping[str, Any]], probe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the paper's Fig. 1b, c as a chart: the percentiles of what a layer's nonlinearities receive, over steps."""
+    import wandb
+
+    layer = rows[-1]["layer"]
+    chart = wandb.plot.line_series(
+        xs=[row["step"] for row in rows],
+        ys=[list(percentile) for percentile in zip(*(row["percentiles"] for row in rows), strict=True)],
+        keys=[f"p{percent:g}" for percent in probe.get("percentiles", (15, 50, 85))],
+        title=f"input of {layer}, percentiles",
+        xname="step",
+    )
+    return {f"figures/{layer}": chart}
 
 
 def _image(path: Path) -> wandb.Image | wandb.Html:
