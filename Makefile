@@ -9,7 +9,7 @@ export PYTHONWARNINGS ?= default
 overrides = scale=$(SCALE) $(if $(SEEDS),'seed=range($(SEEDS))') $(if $(STEPS),steps=$(STEPS)) $(ARGS)
 
 .DEFAULT_GOAL := replicate
-.PHONY: help setup data replicate report verify publish test lint format bench lock clean exact architecture $(STUDIES)
+.PHONY: help setup data replicate report verify publish test test-faults test-mutants ablations lint format bench lock clean exact architecture $(STUDIES)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,7 +30,7 @@ data: setup ## fetch and verify MNIST and CIFAR-10
 	@$(PY) -m bn_replication.data mnist cifar10
 
 replicate: setup ## train Figures 1 to 3, judge the claims, write the report
-	@$(MAKE) --no-print-directory $(REPLICATED)
+	@$(MAKE) --no-print-directory $(REPLICATED) SEEDS=$(or $(SEEDS),3)
 	@$(MAKE) --no-print-directory report
 
 exact architecture: setup ## (exact claims: identities and counts, decided by numerics)
@@ -53,6 +53,18 @@ verify: setup ## recompute every verdict and the scoreboard from the published r
 
 test: setup ## run the tests (no download, under three minutes)
 	@$(PY) -m pytest -q
+
+test-faults: setup ## kill, starve and interrupt the real program (some minutes)
+	@$(PY) -m pytest -q -o addopts="-ra --strict-markers" tests/faults
+
+test-mutants: setup ## plant known faults in a copy of the package and show what caught each
+	@$(PY) tests/mutants/run.py
+
+ablations: setup ## run every ablation study (hours at the laptop scale; goes on where it stopped)
+	@for study in $(filter ablation_%,$(STUDIES)); do $(MAKE) --no-print-directory $$study || exit; done
+
+ablation-%: setup
+	@$(MAKE) --no-print-directory $(subst -,_,$@)
 
 lint: setup ## ruff and the type checker
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/basedpyright --level error

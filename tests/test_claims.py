@@ -476,7 +476,7 @@ def test_gap_is_compared_at_the_lowest_loss_both_reach(tmp_path: Path) -> None:
     for seed in range(3):
         rows = {"none": [(1.0, 1.2), (0.5, 1.0 + seed / 50)], "batch": [(0.5, 0.8), (0.1, 1.5)]}
         for norm, losses in rows.items():
-            curve = [{"step": i + 1, "train_loss": a, "test_loss": b} for i, (a, b) in enumerate(losses)]
+            curve = [{"step": i + 1, "fit_loss": a, "test_loss": b} for i, (a, b) in enumerate(losses)]
             write(tmp_path, "study", f"norm={norm}", seed, rows=curve)
     verdict = verdict_of(tmp_path, rule)
     assert verdict.control == "0.5 0.52 0.54"

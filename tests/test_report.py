@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import re
 from html.parser import HTMLParser
@@ -113,7 +115,9 @@ def test_chart_data_are_the_records_numbers(both: tuple[Path, str]) -> None:
     plain = next(one for one in curves["series"] if one["arm"] == 0)
     assert plain["test_accuracy"] == [0.1, 0.5, 0.8, 0.9, 0.95]
     assert plain["train_loss"][0] is None  # there is no training loss before training
-    layers = data["published-laptop-fig2_inception-layers"]
+    packed = re.search(r'id="published-laptop-fig2_inception-layers"[^>]*>([^<]+)</script>', both[1])
+    assert packed is not None
+    layers = json.loads(gzip.decompress(base64.b64decode(packed[1])))
     assert len(layers["layers"]) == 6
     assert max(len(one["step"]) for one in layers["series"]) == 3
 

@@ -18,6 +18,8 @@ from bn_replication.errors import UserError, nearest
 from bn_replication.models import activation
 from bn_replication.schema import Component, Optimizer
 
+# What a component is given by the run that builds it, and by no configuration.
+GIVEN = {"norm_layer", "act_layer", "classes", "generator", "in_features", "in_channels", "image_size", "num_features"}
 # What a `_target_` may name: the public classes of these modules, and nothing else.
 ALLOWED = {
     "norm": ("bn_replication.norms",),
@@ -28,7 +30,9 @@ ALLOWED = {
 def norm(component: Component) -> Callable[[int], nn.Module]:
     """Return the constructor, channels -> module, of the normalisation that ``component`` describes."""
     target = _target("norm", component)
-    return functools.partial(target, **_checked("norm", target, component.arguments))
+    construct = functools.partial(target, **_checked("norm", target, component.arguments))
+    construct(2)  # thrown away: a value out of range is refused here, before any data is read
+    return construct
 
 
 def model(component: Component, norm_layer: Callable[[int], nn.Module]) -> Callable[..., nn.Module]:
@@ -37,7 +41,7 @@ def model(component: Component, norm_layer: Callable[[int], nn.Module]) -> Calla
     ``shape`` is that of one input (C, H, W); ``generator`` draws the initial weights.
     """
     arguments = component.arguments
-    act_layer = activation(arguments.pop("act", "relu"))
+    act_layer = activation(str(arguments.pop("act", "relu")))
     target = _target("model", component)
     arguments = _checked("model", target, arguments)
 
@@ -53,6 +57,7 @@ def model(component: Component, norm_layer: Callable[[int], nn.Module]) -> Calla
             **arguments,
         )
 
+    construct((3, 32, 32), 10, torch.Generator())  # thrown away, as above
     return construct
 
 
@@ -105,11 +110,19 @@ def _checked(group: str, target: type, arguments: Mapping[str, Any]) -> dict[str
     for key, value in arguments.items():
         if key == "_partial_":
             continue
-        if key not in parameters:
-            known = f"{group}.{key}', expected an argument of {target.__name__}{nearest(key, parameters)}"
+        if key not in parameters or key in GIVEN:
+            known = (
+                f"{group}.{key}', expected an argument of {target.__name__}{nearest(key, parameters.keys() - GIVEN)}"
+            )
             raise UserError(f"found unknown key '{known}; {where}")
+        hint = types.get(key, Any)
+        # No argument of these classes may be negative, and none but a flag takes a truth, with which Python counts.
+        numbers = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int | float)]
+        flag = bool in (hint, *typing.get_args(hint))
+        if not all(math.isfinite(n) and n >= 0 and (flag or not isinstance(n, bool)) for n in numbers):
+            raise UserError(f"{group}.{key}: found {value!r}, expected a finite number, 0 or more; {where}")
         try:
-            adapter = TypeAdapter(types.get(key, Any), config=ConfigDict(arbitrary_types_allowed=True))
+            adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
             checked[key] = adapter.validate_python(value)
         except ValidationError as error:
             wanted = error.errors()[0]["msg"].removeprefix("Input should be ")

@@ -39,6 +39,8 @@ def save(directory: Path, state: dict[str, Any]) -> None:
         staging.unlink(missing_ok=True)  # of a save that failed between the two
         os.link(directory / CURRENT, staging)
         os.replace(staging, directory / PREVIOUS)
+        # A save that was killed right here left both names on one file, and to rename one to the other does nothing.
+        staging.unlink(missing_ok=True)
     atomic_write(directory / CURRENT, payload + hashlib.sha256(payload).digest())
 
 
@@ -57,10 +59,10 @@ def load(directory: Path, device: str = "cpu") -> dict[str, Any] | None:
             try:
                 return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
             except pickle.UnpicklingError as error:
-                reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0] or type(error).__name__
+                reason = str(error).partition("WeightsUnpickler error: ")[2].partition(" was not")[0]
                 raise UserError(
-                    f"{path}: found what no checkpoint of ours holds ({reason}), expected tensors and plain values; "
-                    "do not trust this directory, remove it"
+                    f"{path}: found what no checkpoint of ours holds ({reason or 'no pickle'}), expected tensors and "
+                    "plain values; do not trust this directory, remove it"
                 ) from None
         warnings.warn(f"{path}: found a damaged checkpoint (wrong digest), going back to an earlier one", stacklevel=2)
     return None

@@ -236,12 +236,14 @@ def _paired(entry: Entry, chosen: Mapping[str, Sequence[Run]], scale: str, steps
         if role != "target"
     }
     treatment = measured["treatment"]
+    if isinstance(entry.metric, Summary) and entry.metric.against:
+        measured["control"] = [_summary(arms["treatment"][seed][0], entry.metric.against) for seed in seeds]
     control = measured.get("control", [Measured(0.0, 0.0)] * len(seeds))
-    used = [run for role in measured for seed in seeds for run in arms[role][seed]]
+    used = [run for role in arms if role != "target" for seed in seeds for run in arms[role][seed]]
     return Evidence(
         seeds=seeds,
         effects=[_effect(entry, c, t) for c, t in zip(control, treatment, strict=True)],
-        control=control if entry.control is not None else [],
+        control=measured.get("control", []),
         treatment=treatment,
         steps=steps,
         censored=sum(m.low != m.high for m in itertools.chain(control, treatment)),
@@ -337,7 +339,7 @@ def _measure(entry: Entry, role: str, arms: Mapping[str, Sequence[Run]], scale: 
         case Drift():
             return _known(_drift(runs[0]))
         case GapAtLoss():
-            losses = {r: (_curve(arms[r][0], "train_loss")[1], _curve(arms[r][0], "test_loss")[1]) for r in arms}
+            losses = {r: (_curve(arms[r][0], metric.train)[1], _curve(arms[r][0], "test_loss")[1]) for r in arms}
             lowest = [float(np.nanmin(train, initial=math.inf)) for train, _ in losses.values()]
             return _known(metrics.gap_at(*losses[role], max(lowest)))
         case Grid():

@@ -84,6 +84,9 @@ NORMS = {
     "layer": Look("layer norm", PURPLE, "-", "^"),
     "group": Look("group norm", PURPLE, "--", "P"),
     "detached": Look("statistics detached", GREY, "--", "X"),
+    "tracking": Look("BN, statistics kept", BLUE, ":", "h"),
+    "per_activation": Look("BN per activation", SKY, "--", "p"),
+    "zca": Look("whitened layers", GREEN, "-", "D"),
 }
 VARIANTS = {
     "inception": Look("Inception", VERMILLION, "-", "s"),
@@ -117,13 +120,34 @@ def looks(runs: Frame) -> dict[str, Look]:
         siblings = [other for other in ordered if bases[other] == base]
         if len(siblings) > 1:
             place, last = siblings.index(arm), len(siblings) - 1
-            tokens = [token.partition("=") for token in arm.split(",")]
-            named = ", ".join(f"{_words(k)} {v}" for k, _, v in tokens if k not in ("norm", "variant"))
+            named = _rest(arm)
             # A grid of settings runs from dark to pale; a few arms keep their colour and differ in dash.
             colour = base.colour if last < len(_DASHES) else _shade(base.colour, place / last)
             base = Look(f"{base.label}, {named}", colour, _DASHES[place % len(_DASHES)], base.marker)
         result[arm] = base
     return result
+
+
+def _rest(arm: str, without: Sequence[str] = ()) -> str:
+    """Return what an arm's name says besides its norm, its variant (if that has a look of its own) and ``without``."""
+    tokens = [token.partition("=") for token in arm.split(",")]
+    kept = [(k, v) for k, _, v in tokens if k not in ("norm", *without) and not (k == "variant" and v in VARIANTS)]
+    return ", ".join(_words(v) if k == "variant" else f"{_words(k)} {v}" for k, v in kept)
+
+
+def _lines(runs: Frame, key: str) -> list[Look]:
+    """Return the line that each run belongs to where ``key`` is the axis: its norm or variant, and all else it sets."""
+    swept_keys = ("optimizer.rate", "optimizer.multiple") if key == "initial rate" else (key,)
+    bases = [_base(row) for _, row in runs.iterrows()]
+    rests = [_rest(str(arm), swept_keys) for arm in runs["arm"]]
+    dash = {rest: _DASHES[i % len(_DASHES)] for i, rest in enumerate(sorted(set(rests), key=_natural))}
+    if len(dash) == 1:
+        return bases
+    labels = [f"{base.label}, {rest}" if rest else base.label for base, rest in zip(bases, rests, strict=True)]
+    return [
+        Look(label, base.colour, dash[rest], base.marker)
+        for base, rest, label in zip(bases, rests, labels, strict=True)
+    ]
 
 
 def _shade(colour: str, pale: float) -> str:
@@ -134,9 +158,13 @@ def _shade(colour: str, pale: float) -> str:
 
 
 def _base(row: Mapping[str, Any]) -> Look:
-    """Return the look of the variant or norm that a run chose; a run with neither is grey."""
+    """Return the look of the norm that an arm is named by, else of its variant, else of its norm; else grey.
+
+    A study that sweeps the norm stands on a variant that says nothing of it: every arm's is plain Inception.
+    """
     variant, norm = row.get("choice.variant"), row.get("choice.norm")
-    if variant in VARIANTS:
+    named = any(token.startswith("norm=") for token in str(row.get("arm", "")).split(","))
+    if variant in VARIANTS and not (named and norm in NORMS):
         return VARIANTS[variant]
     if norm in NORMS:
         return NORMS[norm]
@@ -447,7 +475,7 @@ def response(ax: Axes, runs: Frame, curves: Frame, key: str) -> Frame:
     those are crosses on the floor of the axes. The setting's axis is logarithmic if it spans a decade.
     """
     frame = ends(runs, curves)
-    bases = [_base(row) for _, row in frame.iterrows()]
+    bases = _lines(frame, key)
     frame = frame.assign(line=[base.label for base in bases], diverged=frame["status"] == "diverged")
     frame["drawn"] = frame["accuracy"].where(~frame["diverged"])
     alive = frame["drawn"].dropna()
@@ -465,7 +493,7 @@ def response(ax: Axes, runs: Frame, curves: Frame, key: str) -> Frame:
     if frame["diverged"].any():
         handles.append(Line2D([], [], linestyle="", marker="x", color=GREY, markeredgewidth=1.4))
         labels.append("diverged")
-    ax.legend(handles, labels, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4)
+    ax.legend(handles, labels, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4 if len(handles) < 5 else 2)
     values = frame[key].dropna()
     if (values > 0).all() and values.max() >= 10 * values.min():
         ax.set_xscale("log")
@@ -475,6 +503,104 @@ def response(ax: Axes, runs: Frame, curves: Frame, key: str) -> Frame:
         ax.xaxis.set_minor_locator(NullLocator())
     ax.set(xlabel=_words(key), ylabel="accuracy at the end")
     return frame[["line", "arm", "seed", key, "accuracy", "status"]].sort_values(["line", key, "seed"])
+
+
+def usable_rates(runs: Frame, curves: Frame, chance: float = 0.1, keep: float = 0.8) -> Frame:
+    """Return each net's usable range of rates, one row a net and seed, as the claim ``rate-range`` measures it.
+
+    ``decades`` is how far apart the ends lie at which a net keeps ``keep`` of its own best gain over ``chance``;
+    ``at least`` says that the range runs off the grid.
+    """
+    frame = _finals(runs, curves, chance)
+    rows = []
+    for (net, seed), own in frame.groupby(["net", "seed"], sort=False):
+        own = own.sort_values("initial rate")
+        grid, finals = own["initial rate"].tolist(), own["final"].tolist()
+        width = metrics.usable_width(grid, finals, chance, keep)
+        row = {"net": net, "seed": seed, "decades": width.decades, "at least": width.censored}
+        rows.append(row | {"best rate": grid[int(np.argmax(finals))], "accuracy there": max(finals)})
+    return pd.DataFrame(rows)
+
+
+def _finals(runs: Frame, curves: Frame, chance: float) -> Frame:
+    """Return ``runs`` with their ``net``, ``initial rate`` and ``final`` accuracy, which is chance if diverged."""
+    column = accuracy(curves)
+    own = {run: frame.sort_values("step") for run, frame in curves.groupby("run")}
+    frame = ends(runs[runs["run"].isin(list(own))], curves)
+    finals = [
+        chance
+        if row.status == "diverged"
+        else metrics.final(own[row.run]["step"], own[row.run][column], row.steps_done)
+        for row in frame.itertuples()
+    ]
+    return frame.assign(net=[look.label for look in _lines(frame, "initial rate")], final=finals)
+
+
+def speed_at_best_rates(runs: Frame, curves: Frame, chance: float = 0.1) -> Frame:
+    """Return how many times fewer steps BN needs to the plain net's best, by the rate that BN is given.
+
+    The plain net always has its own best rate. A seed's best rates are those of the *other* seeds' median, so that
+    no run is chosen by its own luck. Rows: BN at the plain net's rate, at the rates of the grid nearest to 5 and 30
+    times that, and at its own best. Ratios are medians over seeds; ``each seed`` lists them, ``never`` where BN did
+    not get there.
+    """
+    frame, column = _finals(runs, curves, chance), accuracy(curves)
+    own = {run: part.sort_values("step") for run, part in curves.groupby("run")}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for seed in sorted(set(frame["seed"])):
+        others = frame[frame["seed"] != seed] if len(set(frame["seed"])) > 1 else frame
+        best = {
+            norm: float(part.groupby("initial rate")["final"].median().idxmax())
+            for norm, part in others.groupby("choice.norm")
+        }
+        if not {"none", "batch"} <= set(best):
+            continue
+        grid = np.array(sorted(set(frame.loc[frame["choice.norm"] == "batch", "initial rate"])))
+        chosen = {"at the plain net's rate": best["none"]}
+        for times in (5, 30):
+            nearest = float(grid[np.abs(np.log(grid / (times * best["none"]))).argmin()])
+            chosen[f"at the rate nearest to {times}x that"] = nearest
+        chosen["at its own best rate"] = best["batch"]
+        plain = _one(frame, "none", seed, best["none"])
+        if plain is None:
+            continue
+        target = metrics.best(own[plain.run]["step"], own[plain.run][column])
+        base = metrics.steps_to(own[plain.run]["step"], own[plain.run][column], target, plain.steps)
+        for label, rate in chosen.items():
+            if (run := _one(frame, "batch", seed, rate)) is not None:
+                reached = metrics.steps_to(own[run.run]["step"], own[run.run][column], target, run.steps)
+                times = np.nan if reached.censored else base.step / reached.step
+                peak = metrics.best(own[run.run]["step"], own[run.run][column])
+                row = {"plain rate": best["none"], "BN rate": rate, "times": times, "gain": peak - target}
+                found.setdefault(label, []).append(row)
+    rows = []
+    for label, each in found.items():
+        times = [row["times"] for row in each]
+        middle = float(np.median([0.0 if np.isnan(t) else t for t in times]))
+        spoken = ["never" if np.isnan(t) else f"{t:.2g}x" for t in times]
+        row = {"BN": label, **{key: float(np.median([r[key] for r in each])) for key in ("plain rate", "BN rate")}}
+        rows.append(row | {"times fewer": middle or np.nan, "each seed": ", ".join(spoken)})
+        rows[-1]["gain in best accuracy"] = float(np.median([r["gain"] for r in each]))
+    return pd.DataFrame(rows)
+
+
+def _one(frame: Frame, norm: str, seed: Any, rate: float) -> Any:
+    """Return the run of that norm, seed and rate, or ``None``."""
+    chosen = frame[(frame["choice.norm"] == norm) & (frame["seed"] == seed) & np.isclose(frame["initial rate"], rate)]
+    return next(chosen.itertuples(), None)
+
+
+def arm_ends(ax: Axes, runs: Frame, curves: Frame) -> Frame:
+    """Draw the accuracy that every run of every arm ends with, one line an arm; a bar is the median over seeds."""
+    frame, style = ends(runs, curves), looks(runs)
+    for place, (arm, look) in enumerate(style.items()):
+        own = frame[(frame["arm"] == arm) & (frame["status"] != "diverged")]
+        ax.plot(own["accuracy"], [place] * len(own), look.marker, color=look.colour, markersize=4, alpha=0.6)
+        if len(own):
+            ax.plot(own["accuracy"].median(), place, "|", color=look.colour, markersize=13, markeredgewidth=2)
+    ax.set_yticks(range(len(style)), [look.label for look in style.values()])
+    ax.set(ylim=(len(style) - 0.4, -0.6), xlabel="accuracy at the end")
+    return frame[["arm", "seed", "accuracy", "status"]].sort_values(["arm", "seed"])
 
 
 def layer_band(ax: Axes, bands: Frame, look: Look) -> None:
@@ -488,15 +614,15 @@ def layer_band(ax: Axes, bands: Frame, look: Look) -> None:
 def depth_map(ax: Axes, bands: Frame, column: str, norm: colors.Normalize, cmap: str) -> None:
     """Draw ``column`` of every layer (input at the top) over the probes (columns)."""
     table = bands.pivot_table(index="depth", columns="step", values=column, aggfunc="median")
-    ax.pcolormesh(
-        np.arange(table.shape[1] + 1),
-        np.arange(table.shape[0] + 1),
+    # One pixel a cell, enlarged by whoever shows it: a hundredth of the bytes of a drawn mesh.
+    ax.imshow(
         table,
         norm=norm,
         cmap=cmap,
-        rasterized=True,
+        aspect="auto",
+        interpolation="none",
+        extent=(0, table.shape[1], table.shape[0], 0),
     )
-    ax.invert_yaxis()
     ticks = np.unique(np.linspace(0, table.shape[1] - 1, 4).round().astype(int))
     ax.set_xticks(ticks + 0.5, [short(table.columns[i]) for i in ticks])
     ax.grid(visible=False)
@@ -614,7 +740,7 @@ def draw_study(runs: Frame) -> list[Drawing]:
     if {"b", "loss"} <= set(curves):
         drawings += [draw_detached(curves)]
     elif accuracy(curves) in curves:
-        drawings += [draw_response(runs, curves), draw_curves(runs, curves)]
+        drawings += [draw_response(runs, curves), draw_ends(runs, curves), draw_curves(runs, curves)]
     drawings += [draw_layers(runs, activations), draw_depth(runs, activations)]
     return [drawing for drawing in drawings if drawing is not None]
 
@@ -700,6 +826,19 @@ def draw_response(runs: Frame, curves: Frame) -> Drawing | None:
     frame = response(figure.add_subplot(), runs, curves, key)
     caption = "A point is a run, a line joins medians over seeds; crosses on the floor are runs that diverged."
     return Drawing("response", f"Accuracy at the end over {_words(key)}", caption, figure, frame)
+
+
+@styled
+def draw_ends(runs: Frame, curves: Frame) -> Drawing | None:
+    """Where each arm ends: of studies whose arms are no points on one axis."""
+    arms = len(looks(runs))
+    if swept(runs) is not None or arms < 4:
+        return None
+    figure = Figure(figsize=(5.6, 0.9 + 0.26 * arms))
+    frame = arm_ends(figure.add_subplot(), runs, curves)
+    return Drawing(
+        "ends", "Accuracy at the end, arm by arm", "A point is a run, a bar an arm's median over seeds.", figure, frame
+    )
 
 
 @styled

@@ -91,9 +91,14 @@ class Drift(_Strict):
 
 
 class GapAtLoss(_Strict):
-    """``gap_at`` the lowest training loss that both arms reach."""
+    """``gap_at`` the lowest training loss that both arms reach; ``train`` is the column that holds it.
+
+    By default that of a fixed sample of training images in evaluation mode, undistorted, as the held-out loss is
+    taken: the running mean of the batches would lag behind, and dropout and distortion would add to it.
+    """
 
     name: Literal["gap_at_loss"]
+    train: str = "fit_loss"
 
 
 class Grid(_Strict):
@@ -115,10 +120,15 @@ class Grid(_Strict):
 
 
 class Summary(_Strict):
-    """A number the run itself put into its summary."""
+    """A number the run itself put into its summary.
+
+    ``against`` names another number of the same run to hold it against, which then stands in the control's place:
+    for what is measured twice on the same weights.
+    """
 
     name: Literal["summary"]
     key: str
+    against: str | None = None
 
 
 Metric = Annotated[
@@ -189,8 +199,9 @@ class Entry(_Strict):
             raise ValueError("a control, whose training loss is to be equal")
         if (self.effect == "share") != isinstance(self.metric, AgainstChance):
             raise ValueError("effect: share for the metrics fails and at_chance, and only for them")
-        if self.effect in ("ratio", "difference") and self.control is None:
-            raise ValueError("a control, as the effect compares two arms")
+        inside = isinstance(self.metric, Summary) and self.metric.against is not None
+        if self.effect in ("ratio", "difference") and (self.control is None) != inside:
+            raise ValueError("a control, as the effect compares two arms (or metric.against, and then no control)")
         if self.effect == "ratio" and any((e.above or 1) <= 0 or (e.below or 1) <= 0 for e in self.bounds.values()):
             raise ValueError("bounds above 0, as a ratio's are")
         return self

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, TypeGuard
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -216,6 +217,58 @@ class DetachedBatchNorm(ReferenceBatchNorm):
         return _per_channel(gamma, x) * x_hat + _per_channel(beta, x), mean, var
 
 
+class TrackingBatchNorm(BatchNorm):
+    """:class:`BatchNorm`, the same in training, that keeps moving averages of several memories side by side.
+
+    ``momenta`` are the new batch's weights; row k of ``moving_mean`` and ``moving_var`` (unbiased), (K, C) each, is
+    what ``running_mean`` and ``running_var`` would be with ``momentum=momenta[k]``.
+    """
+
+    moving_mean: Tensor
+    moving_var: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        momenta: Sequence[float] = (0.01, 0.1, 1.0),
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine)
+        if not momenta or not all(0 < weight <= 1 for weight in momenta):
+            raise UserError(
+                f"found momenta={list(momenta)}, expected weights above 0, up to 1; mend it in configs/norm"
+            )
+        self.momenta = tuple(momenta)
+        self.register_buffer("moving_mean", torch.zeros(len(momenta), num_features))
+        self.register_buffer("moving_var", torch.ones(len(momenta), num_features))
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not (self.training and self.track_running_stats):
+            return super().forward(input)
+        self._check_input_dim(input)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        # With all the weight on the new batch, PyTorch's kernel leaves that batch's own statistics behind.
+        mean, var = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
+        output = F.batch_norm(input, mean, var, self.weight, self.bias, True, 1.0, self.eps)
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            weight = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, weight)
+            self.running_var.lerp_(var, weight)
+            for k, each in enumerate(self.momenta):
+                self.moving_mean[k].lerp_(mean, each)
+                self.moving_var[k].lerp_(var, each)
+        return output
+
+    def moving(self, k: int) -> Population:
+        """Return the statistics that ``momenta[k]`` kept."""
+        return Population(self.moving_mean[k], self.moving_var[k])
+
+
 class PerActivationBatchNorm(LazyModuleMixin, BatchNorm):
     """Batch normalization with gamma, beta, mean and variance per activation, C*H*W of each (Sec. 4.2.3).
 
@@ -246,6 +299,81 @@ class PerActivationBatchNorm(LazyModuleMixin, BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.flatten(1)).view(input.shape)
+
+
+class InverseRoot(torch.autograd.Function):
+    """``InverseRoot.apply(S) -> S^(-1/2)`` of a symmetric, positive definite S (C, C), differentiable once.
+
+    The derivative of a matrix function in the eigenbasis is a product with divided differences (Daleckii and Krein);
+    for the inverse root these are -1 / (a b (a + b)) of roots a, b: no difference of eigenvalues stands below, so equal
+    ones do no harm, as they would in the derivative of the decomposition itself.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not matrix.isfinite().all():  # a net that diverges, which LAPACK would call an error
+            ctx.save_for_backward(torch.full_like(matrix, torch.nan), matrix.new_ones(len(matrix)))
+            return torch.full_like(matrix, torch.nan)
+        values, basis = torch.linalg.eigh(matrix.double())
+        roots = values.clamp_min(torch.finfo(torch.float64).tiny).sqrt()
+        ctx.save_for_backward(basis, roots)
+        return ((basis / roots) @ basis.T).to(matrix.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        basis, roots = ctx.saved_tensors
+        inner = basis.T @ (0.5 * (grad + grad.T)).to(basis) @ basis
+        sums, products = roots[:, None] + roots, roots[:, None] * roots
+        return (basis @ (-inner / (products * sums)) @ basis.T).to(grad.dtype)
+
+
+class ZCANorm(nn.Module):
+    """Whitening of a layer by its mini-batch's full covariance (Sec. 2; ZCA as in Huang et al. 2018).
+
+    What BN is the cheap stand-in for (Sec. 3): channels are decorrelated too, y = gamma * (x - mean) @ S^(-1/2) + beta,
+    with S the biased covariance (C, C) plus ``eps`` over batch and positions. Running mean and covariance (unbiased)
+    serve in evaluation; ``momentum`` is the weight of the new batch. Raises :class:`UserError` for another rank or
+    width, or for a batch with one value a channel.
+    """
+
+    shifts: ClassVar[bool] = True
+    running_mean: Tensor
+    running_cov: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-3, momentum: float = 0.1, affine: bool = True) -> None:
+        super().__init__()
+        if not eps > 0:
+            raise UserError(f"found eps={eps}, expected more than 0; mend it in configs/norm/")
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_cov", torch.eye(num_features))
+
+    def forward(self, input: Tensor) -> Tensor:  # (N, C) or (N, C, H, W)
+        if input.dim() not in (2, 4) or input.shape[1] != self.num_features:
+            wanted = f"(N, {self.num_features}) or (N, {self.num_features}, H, W)"
+            raise UserError(f"found an input of shape {tuple(input.shape)}, expected {wanted}; mend num_features")
+        x = input.movedim(1, -1)
+        rows = x.flatten(0, -2)  # (m, C)
+        if self.training:
+            m = len(rows)
+            if m < 2:
+                raise UserError("found 1 value a channel to whiten, expected at least 2; mend it with batch_size")
+            mean = rows.mean(0)
+            centred = rows - mean
+            covariance = centred.T @ centred / m
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_cov.lerp_(covariance * (m / (m - 1)), self.momentum)
+        else:
+            covariance, centred = self.running_cov, rows - self.running_mean
+        whitening = InverseRoot.apply(covariance + self.eps * torch.eye(self.num_features).to(covariance))
+        y = centred @ whitening  # type: ignore[operator]
+        if self.weight is not None and self.bias is not None:
+            y = y * self.weight + self.bias
+        return y.view(x.shape).movedim(-1, 1)
 
 
 class GroupNorm(nn.GroupNorm):

@@ -32,6 +32,26 @@ def nonlinearities(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
+def layer_inputs(model: nn.Module, layers: dict[str, nn.Module], inputs: Tensor) -> dict[str, Tensor]:
+    """Return what each of ``layers`` receives on ``inputs``, as a :class:`Probe` would see it, in depth order."""
+    seen: dict[str, Tensor] = {}
+
+    def hook_of(layer: str):
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            seen[layer] = args[0]
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(hook_of(layer)) for layer, module in layers.items()]
+    try:
+        with evaluating(model), batch_statistics(model):
+            model(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
 class Probe:
     """Summarises the input of each nonlinearity of ``model`` on a fixed batch.
 

@@ -80,6 +80,7 @@ class Report:
         self._path, self._job = path, job
         self._first: tuple[int, float] | None = None  # step and time: a resumed run does not start at 0
         self._next = 0.0 if path else math.inf
+        self._clock = time.monotonic()  # the time of day may be set back
         self._write()
 
     def __call__(self, step: int, accuracy: float | None = None) -> None:
@@ -123,7 +124,7 @@ class Report:
     def _write(self) -> None:
         if self._path is None:
             return
-        self._job.seconds = time.time() - self._job.begun
+        self._job.seconds = time.monotonic() - self._clock
         # That the sweep is gone or the disk is full is no reason to end a run.
         with contextlib.suppress(OSError):
             temporary = self._path.with_suffix(".new")
@@ -169,7 +170,7 @@ class Sweep:
         self._running: list[Job] = []
         self._ended: dict[Path, Job] = {}  # in the order in which they were seen to end
         self._told = 0  # how many of those have been printed
-        self._begun = time.time()
+        self._begun = time.monotonic()
         self._lock = threading.Lock()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
@@ -291,7 +292,7 @@ class Sweep:
             f"{len(self._ended)}{f'/{self.total}' if self.total else ''} done",
             f"{counts['running']} running",
             f"{bad} failed" if bad else "",
-            f"{_clock(time.time() - self._begun)} so far",
+            f"{_clock(time.monotonic() - self._begun)} so far",
             f"{_clock(self._left())} left",
         ]
         return ", ".join(part for part in parts if part)

@@ -17,7 +17,7 @@ def environment(device: str, threads: int) -> dict[str, Any]:
     """Return versions, machine and code revision: what a record needs to be traced back."""
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # it is of a class of its own
         "torchvision": torchvision.__version__,
         "system": platform.system(),
         "machine": platform.machine(),

@@ -30,6 +30,9 @@ function base(state, data) {
   };
 }
 
+// Nine bands or more would hide each other.
+const shownArms = (state) => state.shown.filter(Boolean).length;
+
 const steps = (log) => ({ field: "step", type: "quantitative", title: "training steps",
   axis: { labelExpr: "datum.value >= 1000 ? format(datum.value / 1000, '~g') + 'K' : datum.label", tickCount: 5, labelOverlap: true,
     ...(log ? { values: [0, 1, 10, 100, 1e3, 1e4, 1e5, 1e6] } : {}) }, scale: log ? { type: "symlog", constant: 1 } : { nice: false } });
@@ -55,7 +58,7 @@ function curves(data, state) {
       tooltip: [{ field: "arm", title: "arm" }, { field: "seed", title: "seed" }, { field: "step", title: "step", format: "," },
         { field: "value", title: words(state.column), format: ".4~g" }] },
   };
-  return { ...spec, height: 300, data: { values }, layer: state.every ? [seeds, points] : [band, middle, points] };
+  return { ...spec, height: 300, data: { values }, layer: state.every ? [seeds, points] : shownArms(state) > 8 ? [middle, points] : [band, middle, points] };
 }
 
 // One small chart an arm, on shared axes: seven bands in one would hide each other.
@@ -81,35 +84,95 @@ function layers(data, state, width) {
     ] } };
 }
 
-function start(figure) {
-  const data = JSON.parse(document.getElementById(figure.dataset.chart).textContent);
-  const [controls, view] = [figure.querySelector(".controls"), figure.querySelector(".view")];
-  const isCurves = data.kind === "curves";
-  const state = { shown: data.arms.map(() => true), column: isCurves ? data.columns[0] : "", every: false,
-    logX: !isCurves, logY: false, layer: "0" };
-  const draw = () => window.vegaEmbed(view, (isCurves ? curves : layers)(data, state, view.clientWidth), { actions: false, renderer: "svg" });
-  const set = (key) => (value) => { state[key] = value; draw(); };
-  data.arms.forEach((arm, i) => {
+// The same as a picture of every bin: a column is a probe, its darkest cell the fullest bin.
+function histograms(data, state, width) {
+  const { low, high } = data.edges;
+  const values = data.series.flatMap((one) => one.layer !== Number(state.layer) || !state.shown[one.arm] || !one.bins ? [] : one.step.flatMap((step, i) =>
+    [...(one.bins[i] || "")].map((letter, bin, all) => ({ step, share: (letter.charCodeAt(0) - 48) / 63, arm: data.arms[one.arm].label,
+      from: low + (high - low) * bin / all.length, to: low + (high - low) * (bin + 1) / all.length }))));
+  const { arms, ...spec } = base(state, data);
+  delete spec.width; delete spec.autosize;
+  const columns = Math.max(1, Math.min(arms.domain.length, Math.floor(width / 165)));
+  return { ...spec, data: { values }, columns, spacing: 14,
+    facet: { field: "arm", type: "nominal", title: null, sort: arms.domain, header: { labelFontSize: 11, labelAnchor: "start" } },
+    spec: { width: Math.floor((width - 60) / columns) - 32, height: 130, mark: { type: "rect" }, encoding: {
+      x: { field: "step", type: "ordinal", title: null, axis: { labelOverlap: true, labelAngle: 0, ticks: false,
+        labelExpr: "datum.value >= 1000 ? format(datum.value / 1000, '~g') + 'K' : datum.label" } },
+      y: { field: "from", type: "quantitative", title: "input", scale: { nice: false, zero: false } }, y2: { field: "to" },
+      color: { field: "share", type: "quantitative", scale: { scheme: "greys", domain: [0, 1] }, legend: null },
+      tooltip: [{ field: "arm" }, { field: "step", format: "," }, { field: "from", format: ".3~g" }, { field: "to", format: ".3~g" },
+        { field: "share", title: "of the fullest bin", format: ".0%" }],
+    } } };
+}
+
+const embed = (view, spec) => window.vegaEmbed(view, spec, { actions: false, renderer: "svg", ast: false });
+
+function armBoxes(data, state, draw) {
+  return data.arms.map((arm, i) => {
     const swatch = element("span", { className: "swatch" });
     swatch.style.borderTopColor = arm.colour;
     swatch.style.borderTopStyle = arm.dash.length ? "dashed" : "solid";
-    controls.append(checkbox(arm.label, true, (on) => { state.shown[i] = on; draw(); }, swatch));
+    return checkbox(arm.label, state.shown[i], (on) => { state.shown[i] = on; draw(); }, swatch);
   });
-  const settings = element("div", { className: "settings" });
-  if (isCurves) {
-    settings.append(choice("Show", data.columns.map((c) => [c, words(c)]), set("column")), checkbox("every seed", false, set("every")),
-      checkbox("log y", false, set("logY")));
-  } else {
-    settings.append(choice("Layer", data.layers.map((layer, i) => [i, `${i + 1}. ${layer}`]), set("layer")));
-  }
-  settings.append(checkbox("log steps", state.logX, set("logX")));
-  controls.append(settings);
-  draw();
+}
+
+function startCurves(figure) {
+  const data = JSON.parse(document.getElementById(figure.dataset.chart).textContent);
+  const [controls, view] = [figure.querySelector(".controls"), figure.querySelector(".view")];
+  const state = { shown: data.arms.map(() => true), column: data.columns[0], every: false, logX: false, logY: false };
+  const draw = () => embed(view, curves(data, state));
+  const set = (key) => (value) => { state[key] = value; draw(); };
+  controls.append(...armBoxes(data, state, draw), element("div", { className: "settings" },
+    choice("Show", data.columns.map((c) => [c, words(c)]), set("column")), checkbox("every seed", false, set("every")),
+    checkbox("log y", false, set("logY")), checkbox("log steps", false, set("logX"))));
+  return draw();
+}
+
+async function unpack(script) {
+  const bytes = Uint8Array.from(atob(script.textContent), (letter) => letter.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+}
+
+// One chart for all studies: which one, which layer, and whether as bands or bin by bin.
+async function startDistributions(figure) {
+  const [controls, view, caption] = [".controls", ".view", "figcaption"].map((name) => figure.querySelector(name));
+  const scripts = [...document.querySelectorAll("script[type='application/gzip']")];
+  const state = { layer: "0", logX: true, view: "bands" };
+  let data;
+  const draw = () => {
+    const drawn = state.view === "bands" || !data.series.some((one) => one.bins) ? layers : histograms;
+    caption.textContent = drawn === layers ? "Line: median; band: the 15th to the 85th percentile; one panel an arm, on shared axes." :
+      "Each column is a probe, from before training to its end; the darker a cell, the more inputs fall there. The outermost cells hold what lies beyond.";
+    view.setAttribute("aria-label", `Input of layer ${data.layers[state.layer]} over training, one panel an arm`);
+    return embed(view, drawn(data, state, view.clientWidth));
+  };
+  const set = (key) => (value) => { state[key] = value; draw(); };
+  const open = async (id) => {
+    data = await unpack(document.getElementById(id));
+    Object.assign(state, { shown: data.arms.map(() => true), layer: String(data.layers.length - 1) });
+    const layer = choice("Layer", data.layers.map((name, i) => [String(i), `${i + 1}. ${name}`]), set("layer"));
+    layer.querySelector("select").value = state.layer;
+    boxes.replaceChildren(...armBoxes(data, state, draw));
+    pick.replaceChildren(layer);
+    await draw();
+  };
+  const [boxes, pick] = [element("div", { className: "settings" }), element("span")];
+  const study = choice("Study", scripts.map((script) => [script.id, script.dataset.name]), open);
+  controls.append(element("div", { className: "settings" }, study, pick,
+    choice("View", [["bands", "percentile bands"], ["bins", "histograms"]], set("view")), checkbox("log steps", true, set("logX"))), boxes);
+  document.querySelectorAll("[data-study]").forEach((link) => link.addEventListener("click", () => {
+    study.querySelector("select").value = link.dataset.study;
+    open(link.dataset.study);
+  }));
+  await open(scripts[0].id);
 }
 
 // A chart is drawn when it comes near the view, so that the page opens at once; all of them before printing.
-const waiting = new Set(document.querySelectorAll("[data-chart]"));
-const begin = (figure) => { if (waiting.delete(figure)) start(figure); };
+const starters = [["[data-chart]", startCurves], ["[data-distributions]", startDistributions]];
+const waiting = new Map(starters.flatMap(([name, start]) => [...document.querySelectorAll(name)].map((figure) => [figure, start])));
+const begin = (figure) => { const start = waiting.get(figure); if (waiting.delete(figure)) start(figure); };
 const watch = new IntersectionObserver((entries) => entries.forEach((entry) => entry.isIntersecting && begin(entry.target)), { rootMargin: "600px" });
-waiting.forEach((figure) => watch.observe(figure));
-window.addEventListener("beforeprint", () => [...waiting].forEach(begin));
+[...waiting.keys()].forEach((figure) => watch.observe(figure));
+document.querySelectorAll("[data-study]").forEach((link) => link.addEventListener("click", () =>
+  document.querySelectorAll("[data-distributions]").forEach(begin), { capture: true }));
+window.addEventListener("beforeprint", () => [...waiting.keys()].forEach(begin));

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import gzip
 import itertools
 import json
 import re
@@ -55,6 +56,7 @@ STUDIES = EXPERIMENTS.parent / "configs" / "experiment"
 ROOTS = (Path("results/published"), Path("results/runs"))
 LIMIT = 5_000_000  # bytes the page should stay below
 POINTS = 150  # a run's curve is thinned to about so many rows in the interactive charts
+PROBES = 24  # and its activations to about so many probes
 PROSE = ("where", "says", "paper", "why", "amendments")
 COMMANDS = {
     "exact": "python -m bn_replication.exact",
@@ -196,26 +198,41 @@ def curves_data(runs: Frame) -> dict[str, Any] | None:
 
 
 def layers_data(runs: Frame) -> dict[str, Any] | None:
-    """Return percentiles of every layer over steps, of each arm's lowest seed; ``None`` if there are none."""
+    """Return percentiles and histograms of every layer over steps, of each arm's lowest seed; ``None`` without any.
+
+    A histogram is one character a bin, from ``0`` (empty) to ``o`` (the fullest bin of its probe): code less 48, of 63.
+    """
     lowest = runs.loc[runs.groupby("arm")["seed"].idxmin()]
     activations = load_activations(lowest)
     if activations.empty:
         return None
     bands, style = figures.layer_bands(activations), figures.looks(runs)
+    bands["histogram"] = activations.get("histogram")
     arms, layers = list(style), bands.drop_duplicates("layer")["layer"].tolist()
+    edges = {key: _one_of(lowest, f"probe.histogram.{key}") for key in ("low", "high")}
     series = []
     for (arm, layer), own in bands.groupby(["arm", "layer"], sort=False):
-        own = own.iloc[sorted({*range(0, len(own), -(-len(own) // 24)), len(own) - 1})]
+        own = own.iloc[sorted({*range(0, len(own), -(-len(own) // PROBES)), len(own) - 1})]
         values = {p: [_digits(value, 3) for value in own[p].tolist()] for p in ("p15", "p50", "p85")}
-        series.append(
-            {
-                "arm": arms.index(str(arm)),
-                "layer": layers.index(layer),
-                "step": own["step"].tolist(),
-                **values,
-            }
-        )
-    return {"kind": "layers", "layers": layers, "arms": _arms(style), "series": series}
+        one = {"arm": arms.index(str(arm)), "layer": layers.index(layer), "step": own["step"].tolist(), **values}
+        drawn = [_characters(counts) for counts in own["histogram"]]
+        series.append(one | ({"bins": drawn} if any(drawn) and None not in edges.values() else {}))
+    return {"kind": "layers", "layers": layers, "arms": _arms(style), "edges": edges, "series": series}
+
+
+def _one_of(runs: Frame, key: str) -> float | None:
+    """Return the value of ``key`` that all of ``runs`` share, or ``None``."""
+    values = set(runs[key].dropna()) if key in runs else set()
+    return float(values.pop()) if len(values) == 1 else None
+
+
+def _characters(counts: Any) -> str:
+    """Return a histogram as text, neighbouring bins joined to 32 at most; nothing if there is none."""
+    if not isinstance(counts, list) or not any(counts):
+        return ""
+    every = -(-len(counts) // 32)
+    joined = [sum(counts[i : i + every]) for i in range(0, len(counts), every)]
+    return "".join(chr(48 + round(63 * count / max(joined))) for count in joined)
 
 
 def _arms(style: Mapping[str, figures.Look]) -> list[dict[str, Any]]:
@@ -232,27 +249,136 @@ def as_json(data: Any) -> Markup:
     return Markup(json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
 
 
+def packed(data: Any) -> Markup:
+    """Return JSON, packed and in letters that mean nothing to HTML: layers are most of the page's bytes."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False).encode()
+    return Markup(base64.b64encode(gzip.compress(text, mtime=0)).decode())
+
+
+def endings(runs: Frame, curves: dict[str, Any]) -> list[dict[str, str]]:
+    """Return where the curves end in numbers, for who cannot see them: median and range over seeds, an arm a row."""
+    rows = []
+    for index, look in enumerate(curves["arms"]):
+        own = [one for one in curves["series"] if one["arm"] == index]
+        row = {"arm": look["label"], "seeds": str(len(own))}
+        for column in curves["columns"]:
+            last = [next((v for v in reversed(one[column]) if v is not None), None) for one in own]
+            ends = sorted(value for value in last if value is not None)
+            row[column] = f"{pd.Series(ends).median():.4g} ({ends[0]:.4g} to {ends[-1]:.4g})" if ends else "—"
+        rows.append(row)
+    return rows
+
+
+def rate_tables(runs: Frame, fig2: Frame, paper: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the tables of a study of rates with and without BN: its usable ranges, and what is left of the speed-up.
+
+    ``fig2`` are the runs of Figure 2 of the same scale and source, whose networks have the paper's own multiples.
+    """
+    if figures.swept(runs) != "initial rate" or not {"none", "batch"} <= set(runs.get("choice.norm", ())):
+        return []
+    curves = load_curves(runs)
+    ranges = figures.usable_rates(runs, curves)
+    table = [
+        {
+            "net": str(net),
+            "decades, median": _at_least(own["decades"].median(), bool(own["at least"].any())),
+            "each seed": ", ".join(_at_least(*pair) for pair in zip(own["decades"], own["at least"], strict=True)),
+            "best rate": ", ".join(f"{rate:g}" for rate in sorted(set(own["best rate"]))),
+            "accuracy there": f"{100 * own['accuracy there'].median():.1f}%",
+        }
+        for net, own in ranges.groupby("net", sort=False)
+    ]
+    tables = [
+        {
+            "title": "The usable range of rates",
+            "caption": "Decades of rate around a net’s best over which it keeps four fifths of what it can learn, as "
+            "the claim rate-range counts them; “≥” where the range runs off the grid.",
+            "rows": table,
+        }
+    ]
+    speeds = [
+        {
+            "rates": f"Nothing but BN changed: {row['BN']}",
+            "plain": f"{row['plain rate']:g}",
+            "BN": f"{row['BN rate']:g}",
+            "times fewer steps": "—" if row["times fewer"] != row["times fewer"] else f"{row['times fewer']:.2g}x",
+            "each seed": row["each seed"],
+            "gain in best accuracy": f"{100 * row['gain in best accuracy']:+.1f} points",
+        }
+        for row in figures.speed_at_best_rates(runs, curves).to_dict("records")
+    ]
+    if len(fig2) and {"inception", "bn_baseline"} <= set(fig2["choice.variant"]):
+        third = fig3_rows(figures.fig3_table(fig2, load_curves(fig2), paper.get("fig3", {})))
+        plain = next(row for row in third if row["model"] == "Inception")
+        speeds += [
+            {
+                "rates": f"The paper’s multiple, in Figure 2’s own runs: {row['model']}",
+                "plain": plain["rate, ours"],
+                "BN": row["rate, ours"],
+                "times fewer steps": row["times fewer, ours"],
+                "each seed": f"paper: {row['times fewer, paper']}",
+                "gain in best accuracy": f"{row['accuracy, ours']} against {plain['accuracy, ours']}",
+            }
+            for row in third
+            if row["model"] in ("BN-Baseline", "BN-x5", "BN-x30") and row["seeds"] != "0"
+        ]
+    if speeds:
+        caption = (
+            "Steps of plain Inception to its best, over those of the BN net to the same accuracy. A seed’s best rates "
+            "are chosen on the other seeds, by final accuracy. Rows of Figure 2 have its longer budget and, from "
+            "BN-x5 on, the paper’s other changes as well."
+        )
+        tables.append({"title": "The speed-up, by the rate each net is given", "caption": caption, "rows": speeds})
+    return tables
+
+
+def _at_least(decades: float, censored: bool) -> str:
+    return f"{'≥ ' if censored else ''}{decades:.2f}"
+
+
+def same_runs(own: Frame, published: Frame) -> bool:
+    """Return whether ``own`` runs are those that were published, by the digests of the files as the runs wrote them."""
+
+    def signed(runs: Frame) -> dict[tuple[str, int], Any]:
+        records = {(str(arm), int(seed)): read_run_json(path) or {} for arm, seed, path in _places(runs)}
+        return {key: record.get("published", {}).get("from") or record.get("files") for key, record in records.items()}
+
+    # Each of the reader's has its like: what was published beside is no difference of theirs.
+    theirs = signed(published)
+    return all(theirs.get(key) == files and files for key, files in signed(own).items())
+
+
+def _places(runs: Frame) -> list[tuple[Any, Any, Path]]:
+    return list(runs[["arm", "seed", "path"]].itertuples(index=False, name=None))
+
+
 def panels(study: str, found: Sequence[Source], paper: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a study's panels, one a scale and source: figures, chart data and, for Figure 3, its table."""
     result = []
     for scale in SCALES:
+        published: Frame | None = None
         for source in found:
             runs = source.runs[(source.runs["study"] == study) & (source.runs["scale"] == scale)]
             if runs.empty:
                 continue
+            same = published is not None and same_runs(runs, published)
+            published = runs if source.key == "published" else published
             key = f"{source.key}-{scale}-{study}"
             drawn = [
                 {
                     "drawing": drawing,
                     "svg": inline(figures.render(drawing.figure), f"{key}-{drawing.name}", drawing.title),
                 }
-                for drawing in figures.draw_study(runs)
-                if drawing.name != "curves"  # the interactive chart shows these
+                for drawing in ([] if same else figures.draw_study(runs))
+                if drawing.name not in ("curves", "layers")  # the interactive charts show these
             ]
             table = None
-            if "choice.variant" in runs and "bn_baseline" in set(runs["choice.variant"]):
+            variants = set(runs["choice.variant"]) if "choice.variant" in runs else set()
+            if not same and {"inception", "bn_baseline"} <= variants:
                 table = fig3_rows(figures.fig3_table(runs, load_curves(runs), paper.get("fig3", {})))
+            fig2 = source.runs[(source.runs["study"] == "fig2_inception") & (source.runs["scale"] == scale)]
             statuses = runs["status"].value_counts().to_dict()
+            curves = None if same else curves_data(runs)
             result.append(
                 {
                     "key": key,
@@ -263,7 +389,11 @@ def panels(study: str, found: Sequence[Source], paper: Mapping[str, Any]) -> lis
                     "steps": figures.short(runs["steps_done"].max()),
                     "drawn": drawn,
                     "table": table,
-                    "charts": [data for data in (curves_data(runs), layers_data(runs)) if data is not None],
+                    "same": same,
+                    "tables": [] if same else rate_tables(runs, fig2, paper),
+                    "curves": curves,
+                    "endings": endings(runs, curves) if curves else [],
+                    "layers": None if same else layers_data(runs),
                 }
             )
     return result
@@ -372,6 +502,7 @@ def page(roots: Sequence[Path] = ROOTS, ledger_path: Path = LEDGER) -> str:
         provenance=[(source, provenance(source)) for source in found],
         command=command,
         as_json=as_json,
+        packed=packed,
         style=Markup((HERE / "report.css").read_text()),
         script=Markup((HERE / "report.js").read_text()),
         bundle=Markup(bundle.replace("</script", "<\\/script")),

@@ -34,6 +34,7 @@ from bn_replication.evaluate import one_crop
 from bn_replication.inputs import Inputs
 from bn_replication.ledger import digests_for_study
 from bn_replication.loop import Meter, fit
+from bn_replication.measures import Measures
 from bn_replication.models import ACTIVATIONS
 from bn_replication.norms import materialize
 from bn_replication.probes import Probe, log_and_even
@@ -108,8 +109,7 @@ class _Run:
         self.environment = environment(cfg.machine.device, cfg.machine.threads)
         self.resumed: list[dict[str, Any]] = []  # where it went on in another environment, and what differed
         self.started, self.step, self.stop = time.time(), 0, threading.Event()
-        clock = time.monotonic()  # the other clock may be set back
-        self.seconds: Callable[[], float] = lambda: time.monotonic() - clock
+        self.seconds: Callable[[], float] = lambda: 0.0  # of training
 
     def carry_out(self) -> Outcome:
         try:
@@ -130,8 +130,8 @@ class _Run:
         self.inputs = Inputs(cfg, self.split)
         shape = tuple(self.split.train.images.shape[1:])
         network = construct(shape, self.split.train.classes, generator(cfg.seed, "initialise"))
-        self.model: nn.Module = network.to(cfg.machine.device).to(memory_format=torch.channels_last)
-        materialize(self.model, self.inputs.held_out(0, 2)[0])
+        materialize(network.to(cfg.machine.device), self.inputs.held_out(0, 2)[0])
+        self.model: nn.Module = network.to(memory_format=torch.channels_last)
         self.optimizer = build.sgd(self.model, cfg.optimizer)
         self.meter = Meter()
         self.curve: dict[str, float] = {}
@@ -141,14 +141,15 @@ class _Run:
         self.probed = set(log_and_even(cfg.steps, cfg.probe.points)) if cfg.probe.enabled else set()
         self.saved = set(range(cfg.machine.checkpoint_every, cfg.steps, cfg.machine.checkpoint_every))
         self.probe = self._make_probe() if cfg.probe.enabled else None
+        self.measures = Measures(cfg, self.model, self.split, self.inputs, self.probe.inputs if self.probe else None)
 
     # --- the run ------------------------------------------------------------------------------------------
 
     def _train(self) -> Outcome:
         cfg, state = self.cfg, self._resume()
-        if state is not None:
-            self.step, before, since = state["step"], state["seconds"], self.seconds
-            self.seconds = lambda: before + since()
+        self.step, before = (state["step"], state["seconds"]) if state else (0, 0.0)
+        clock = time.monotonic()  # the other clock may be set back
+        self.seconds = lambda: before + time.monotonic() - clock
         with contextlib.ExitStack() as stack:
             self.curves = stack.enter_context(_appending(self.directory / records.CURVES, state))
             self.activations = stack.enter_context(_appending(self.directory / records.ACTIVATIONS, state))
@@ -254,6 +255,7 @@ class _Run:
         trained = {key: _round(value) for key, value in self.meter.row().items()}
         epoch = step * self.cfg.batch_size / len(self.split.train)
         held_out = self._evaluate(self.cfg.evaluate.examples)
+        trained |= {key: _round(value) for key, value in self.measures.columns().items()}
         self.curve = {"step": step, "epoch": _round(epoch), "rate": _round(self._rate(step)), **trained, **held_out}
         self.best = max(self.best, held_out[self.accuracy_key])
         self.curves.write(records.json_line(self.curve))
@@ -261,14 +263,15 @@ class _Run:
 
     def _write_activations(self, step: int) -> None:
         assert self.probe is not None
-        rows = [{"step": step, **row} for row in self.probe.measure()]
+        besides = self.measures.of_layers()
+        rows = [{"step": step, **row, **besides.get(row["layer"], {})} for row in self.probe.measure()]
         self.activations.write("".join(map(records.json_line, rows)))
         self.log.activations(rows)
 
     def _summary(self) -> dict[str, float]:
-        """The last row, and the same two numbers over every held-out image."""
-        last = {key: value for key, value in self.curve.items() if key.startswith("train_")}
-        return last | self._evaluate(0)
+        """The last row, the same two numbers over every held-out image, and what else is to be measured."""
+        last = {key: value for key, value in self.curve.items() if key.startswith(("train_", "fit_"))}
+        return last | self._evaluate(0) | {key: _round(value) for key, value in self.measures.summary().items()}
 
     def _make_probe(self) -> Probe:
         cfg = self.cfg.probe
@@ -367,10 +370,10 @@ def _reason(error: Exception) -> str:
 
 def _digest(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
     """Return the SHA-256 of all that training has made: weights, running statistics, momenta."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    tensors = dict(model.state_dict())
-    for parameter, values in optimizer.state.items():
-        tensors |= {f"{names[parameter]}/{key}": v for key, v in values.items() if isinstance(v, torch.Tensor)}
+    tensors: dict[str, torch.Tensor] = dict(model.state_dict())
+    for name, parameter in model.named_parameters():
+        kept = optimizer.state.get(parameter, {})
+        tensors |= {f"{name}/{key}": value for key, value in kept.items() if isinstance(value, torch.Tensor)}
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tuple(tensors[name].shape)}".encode())

@@ -11,14 +11,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from bn_replication.errors import UserError, nearest
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):  # which Python, and so pydantic, would count with: seed=true is a slip
+        raise ValueError(f"a number, found {value}")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_bool), Field(lt=2**31)]
+Real = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Positive = Annotated[Real, Field(gt=0)]
+NonNegative = Annotated[Real, Field(ge=0)]
+Fraction = Annotated[Real, Field(ge=0, lt=1)]
+Count = Annotated[Whole, Field(ge=1)]
+Few = Annotated[Whole, Field(ge=1, le=100_000)]  # of what is kept in memory whole
 # One path component: letters, digits and what an override needs; no slash, and no dot in front.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_=+,-][A-Za-z0-9_.=+,-]*$", max_length=200)]
 
@@ -51,11 +61,13 @@ class Scale(Section):
     mlp_steps: Count
     inception_steps: Count
     short_steps: Count
+    mlp_short_steps: Count
+    subset: Count
     width: Positive
     image_size: Count
     base_rate: Positive
     evaluations: Count
-    examples: Annotated[int, Field(ge=0)]
+    examples: Annotated[Whole, Field(ge=0)]
 
 
 class Data(Section):
@@ -63,7 +75,7 @@ class Data(Section):
     root: Path
     source: Path | None
     split: Literal["final", "tune"]
-    input: Literal["binary", "unit", "standardize"]
+    input: Literal["binary", "unit", "standardize", "centered", "decorrelated", "whitened"]
     subset: Count | None
     order: Literal["full", "within_shard", "fixed"]
     shards: Count
@@ -72,7 +84,7 @@ class Data(Section):
 class Augment(Section):
     name: Name
     flip: bool
-    crop: Annotated[int, Field(ge=0)]
+    crop: Annotated[Whole, Field(ge=0)]
     brightness: Fraction
     contrast: Fraction
     saturation: Fraction
@@ -100,14 +112,14 @@ class Optimizer(Section):
 
 class Schedule(Section):
     name: Name
-    total: Annotated[float, Field(gt=0, le=1)]
+    total: Annotated[Real, Field(gt=0, le=1)]
     speed: NonNegative
 
 
 class Histogram(Section):
-    low: float
-    high: float
-    bins: Count
+    low: Real
+    high: Real
+    bins: Few
 
     @model_validator(mode="after")
     def _ordered(self) -> Histogram:
@@ -119,17 +131,35 @@ class Histogram(Section):
 class Probe(Section):
     name: Name
     enabled: bool
-    examples: Annotated[int, Field(ge=2)]
-    points: Count
-    percentiles: Annotated[list[Annotated[float, Field(ge=0, le=100)]], Field(min_length=1)]
+    examples: Annotated[Whole, Field(ge=2)]
+    points: Few
+    percentiles: Annotated[list[Annotated[Real, Field(ge=0, le=100)]], Field(min_length=1)]
     histogram: Histogram
     units_of: Literal["none", "last"]
 
 
 class Evaluate(Section):
-    times: Count
+    times: Few
     batch_size: Count
-    examples: Annotated[int, Field(ge=0)]
+    examples: Annotated[Whole, Field(ge=0)]
+
+
+class Statistics(Section):
+    """On which statistics a trained net with batch norms is evaluated (``measure.statistics``)."""
+
+    batches: Count
+    test_batch_sizes: Annotated[list[Annotated[Whole, Field(ge=2)]], Field(min_length=1)]
+
+
+class Measure(Section):
+    """What a run records besides its curve and probes; it watches, and changes no bit of training."""
+
+    fit: bool = False  # curve: loss and accuracy on training images as on held-out ones, columns fit_*
+    linear_share: bool = False  # probes: share of a sigmoid's outputs in [0.2, 0.8] and [0.1, 0.9]
+    jacobian: bool = False  # probes: singular values of the Jacobians between consecutive nonlinearities
+    conditioning: bool = False  # summary: the spectrum of what the net is given
+    cost: bool = False  # summary: time of a step, and of one with BN in the norm's place, in one process
+    statistics: Statistics | None = None  # summary: the final weights under other statistics than the running ones
 
 
 class Tracking(Section):
@@ -144,9 +174,11 @@ class Machine(Section):
     """Where a run happens: nothing here is part of what a run *is*."""
 
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]
-    threads: Count
+    threads: Annotated[Whole, Field(ge=1, le=1024)]
     results: Path
     checkpoint_every: Count
+    jobs: Whole
+    resume_anyway: bool
 
 
 class Config(Section):
@@ -154,7 +186,7 @@ class Config(Section):
 
     study: Name
     variant: Name
-    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    seed: Annotated[Whole, Field(ge=0)]
     steps: Count
     batch_size: Count
     precision: Literal["float32", "bfloat16"]
@@ -170,6 +202,7 @@ class Config(Section):
     wandb: Tracking
     machine: Machine
     tuned: dict[str, Positive]
+    measure: Measure = Measure()
 
     @model_validator(mode="after")
     def _compatible(self) -> Config:
@@ -177,6 +210,11 @@ class Config(Section):
             raise ValueError(f"batch_size of 2 or more with norm={self.norm.name}, found batch_size=1")
         if self.precision == "bfloat16" and self.machine.device == "cpu":
             raise ValueError("precision=float32 on the CPU, found precision=bfloat16, which is slow or wrong there")
+        if (self.measure.linear_share or self.measure.jacobian) and not self.probe.enabled:
+            raise ValueError("probe.enabled=true with measure.linear_share or measure.jacobian, found it false")
+        batch_norms = ("batch", "batch_no_affine", "tracking", "reference", "detached", "per_activation")
+        if self.measure.statistics is not None and self.norm.name not in batch_norms:
+            raise ValueError(f"a batch norm with measure.statistics, found norm={self.norm.name}")
         return self
 
     @property
@@ -188,12 +226,14 @@ class Config(Section):
 
     def identity(self) -> dict[str, Any]:
         """Return what a run *is*: the configuration less what cannot change its numbers."""
-        tree = self.model_dump(mode="json", by_alias=True, exclude={"machine", "wandb", "tuned"})
+        tree = self.model_dump(mode="json", by_alias=True, exclude={"machine", "wandb", "tuned", "measure"})
         for key in ("root", "source"):
             del tree["data"][key]
         # Studies take their sizes from the scale; once resolved, only its name says anything more.
         tree["scale"] = {"name": self.scale.name}
-        return tree
+        # What is not measured is no part of a run, so that a new measure leaves every earlier run as it is.
+        measured = self.measure.model_dump(mode="json", exclude_defaults=True)
+        return tree | ({"measure": measured} if measured else {})
 
 
 def validate(tree: Mapping[str, Any]) -> Config:
@@ -214,7 +254,8 @@ def _explain(fault: Any) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     if not key or fault["type"] == "value_error":
         return f"{key}: expected {message}".removeprefix(": ")
-    wanted = message.removeprefix("Input should be ").replace("a valid", "a")
+    wanted = "a path" if fault["type"] == "path_type" else message.removeprefix("Input should be ")
+    wanted = wanted.replace("a valid", "a")
     return f"{key}: found {fault['input']!r}, expected {wanted}"
 
 

@@ -25,7 +25,7 @@ def generator(seed: int, stream: str, index: int = 0, device: str | torch.device
 def seed_global(device: torch.device, seed: int) -> None:
     """Seed the generator of ``device`` that ``torch.nn.Dropout`` draws from.
 
-    ``torch.manual_seed`` would seed every device's, and formats a stack trace for the GPU that is not there: milliseconds.
+    ``torch.manual_seed`` would seed every kind of device, and format a stack trace for an absent GPU: milliseconds.
     """
     import torch
 

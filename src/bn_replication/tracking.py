@@ -242,7 +242,7 @@ def _by_step(
 
 
 def _bands(rows: list[Mapping[str, Any]], probe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the paper's Fig. 1b, c as a chart: the percentiles of what a layer's nonlinearities receive, over steps."""
+    """Return Fig. 1b, c as a chart: the percentiles of what a layer's nonlinearities receive, over steps."""
     import wandb
 
     layer = rows[-1]["layer"]

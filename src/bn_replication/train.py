@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bn_replication import progress
+from bn_replication import jobs, progress
 from bn_replication.errors import UserError, nearest
 from bn_replication.schema import known_keys, validate
 
@@ -30,35 +32,60 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _NOT_IN_ARM = ("seed", "scale", "experiment", "study", "tuned", "wandb", "machine", "hydra", "data.root", "data.source")
 
 
+# Of a sweep: its jobs, until all are composed. None: jobs are carried out as they come, here or where Slurm says.
+_sweep: list[jobs.Job] | None = None
+
+
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def job(tree: DictConfig) -> None:
+    """Carry out one run, or keep it for when all of its sweep are composed."""
+    settings = HydraConfig.get()
+    overrides = list(settings.overrides.task)
+    container = resolved(tree)
+    arm = arm_of(tree, overrides, settings.sweeper.params or {})
+    if _sweep is None:
+        _carry_out(container, arm, overrides)
+    else:
+        place = os.environ.get(progress.VARIABLE)
+        _sweep.append({"tree": container, "arm": arm, "overrides": overrides, "progress": place})
+
+
+def _carry_out(
+    tree: dict[str, Any], arm: str, overrides: list[str], each_step: Callable[[], object] = lambda: None
+) -> None:
     """Carry out one run; what becomes of it is told by its progress file, so that no run ends its siblings."""
     try:
-        _carry_out(tree)
+        try:
+            cfg = validate(tree)
+        except UserError:
+            with progress.job("refused", " ".join(overrides), 0, 0):
+                raise
+        with progress.job(cfg.study, arm, cfg.seed, cfg.steps) as report:
+            from bn_replication.runner import Interrupted, run  # torch comes with it
+
+            def watched(step: int, accuracy: float | None = None) -> None:
+                report(step, accuracy)
+                each_step()
+
+            try:
+                outcome = run(cfg, arm, watched)
+            except (Interrupted, KeyboardInterrupt):
+                report.end("failed", "stopped when asked to; what it had done is saved, the same command goes on")
+                raise KeyboardInterrupt from None
+            report.end(outcome.status, outcome.message)
     except UserError:
         pass
     except Exception:
         traceback.print_exc()  # a defect of ours: whoever mends it needs more than a line
 
 
-def _carry_out(tree: DictConfig) -> None:
-    settings = HydraConfig.get()
-    overrides = list(settings.overrides.task)
-    try:
-        cfg = validate(resolved(tree))
-    except UserError:
-        with progress.job("refused", " ".join(overrides), 0, 0):
-            raise
-    arm = arm_of(tree, overrides, settings.sweeper.params or {})
-    with progress.job(cfg.study, arm, cfg.seed, cfg.steps) as report:
-        from bn_replication.runner import Interrupted, run  # torch comes with it
+def _in_own_process(asked: jobs.Job) -> None:
+    os.environ[progress.VARIABLE] = asked["progress"]
+    _carry_out(asked["tree"], asked["arm"], asked["overrides"], lambda: jobs.stop_when_left(asked["parent"]))
 
-        try:
-            outcome = run(cfg, arm, report)
-        except Interrupted:
-            report.end("failed", "stopped when asked to; its checkpoint is saved, the same command goes on")
-            raise KeyboardInterrupt from None
-        report.end(outcome.status, outcome.message)
+
+def _import_torch() -> None:
+    import bn_replication.runner  # noqa: F401  # each job then finds it loaded
 
 
 def arm_of(tree: DictConfig, overrides: list[str], swept: Any) -> str:
@@ -88,14 +115,37 @@ def main() -> int:
         if asks_only or any(word.startswith("--shell-completion") for word in sys.argv):
             job()
             return 0
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+        # Forked first, as the display is a thread.
+        server = jobs.Server(_import_torch, _in_own_process) if {"-m", "--multirun"} & set(sys.argv) else None
         with progress.Sweep(stream=sys.stderr) as sweep:
-            job()
+            if server is None:
+                job()
+            else:
+                with server:
+                    _carry_out_sweep(server, sweep)
         return sweep.exit_code()
     except (HydraException, OmegaConfBaseException, UserError) as error:
         print(f"error: {explain(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _carry_out_sweep(server: jobs.Server, sweep: progress.Sweep) -> None:
+    """Compose every job of a sweep, so that a mistake in any is told before one starts, and carry them out."""
+    global _sweep
+    _sweep = []
+    job()
+    queue, _sweep = _sweep, None
+    sweep.total = len(queue)
+    asked = {each["tree"]["machine"]["jobs"] for each in queue}
+    server.carry_out(queue, min((each for each in asked if each > 0), default=_cores()))
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def explain(error: Exception) -> str:

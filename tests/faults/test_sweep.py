@@ -1,0 +1,159 @@
+"""Sweeps as a user meets them: stopped, killed, short of memory, started twice, restarted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.faults.processes import MLP, configuration, ending, finished, processes_of, program, record_of, rows, until
+
+from bn_replication import checkpoint, records
+
+LONG = ("experiment=fig1_mnist", "norm=batch", "steps=1000000", "evaluate.times=1000", "probe.enabled=false")
+SWEEP = ("-m", *LONG, "seed=0,1,2")
+
+
+def directories(results: Path) -> list[Path]:
+    return sorted(results.glob("smoke/*/*/seed=*"))
+
+
+def trained(results: Path, runs: int) -> bool:
+    """Whether so many runs have got as far as the first row after training began."""
+    return sum(len(rows(directory)) > 1 for directory in directories(results)) >= runs
+
+
+@pytest.mark.parametrize(
+    ("words", "number", "whom"),
+    [
+        pytest.param(LONG, signal.SIGINT, "group", id="Ctrl-C on a run"),
+        pytest.param(LONG, signal.SIGTERM, "parent", id="SIGTERM to a run"),
+        pytest.param(SWEEP, signal.SIGINT, "group", id="Ctrl-C on a sweep"),
+        pytest.param(SWEEP, signal.SIGINT, "parent", id="SIGINT to a sweep alone"),
+        pytest.param(SWEEP, signal.SIGTERM, "parent", id="SIGTERM to a sweep alone"),
+        pytest.param(SWEEP, signal.SIGKILL, "parent", id="a sweep killed"),
+    ],
+)
+def test_asked_once_everything_stops_with_its_checkpoints_saved(
+    words: tuple[str, ...], number: signal.Signals, whom: str, tmp_path: Path, reap: Any
+) -> None:
+    process = reap(program(*words, results=tmp_path))
+    at_once = 2 if "-m" in words else 1
+    until(lambda: trained(tmp_path, at_once), 120)
+    (os.killpg if whom == "group" else os.kill)(process.pid, number)
+    said = process.communicate(timeout=30)[0]
+    # Whoever killed the sweep itself has no one to wait for its jobs; they notice by themselves.
+    until(lambda: not processes_of(process.pid), 10)
+    assert len(directories(tmp_path)) == at_once  # no job was begun after that
+    for directory in directories(tmp_path):
+        assert records.read_run_json(directory) is None
+        state = checkpoint.load(directory)
+        assert state is not None
+        assert state["step"] > 1000
+        assert len(rows(directory)) == state["step"] // 1000 + 1
+    if number == signal.SIGKILL:
+        return
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert said.count("stopped when asked to; what it had done is saved") == at_once
+    if "-m" in words:
+        assert "1 never started" in said
+
+
+def test_a_sweep_killed_and_restarted_skips_resumes_and_renumbers_nothing(tmp_path: Path, reap: Any) -> None:
+    words = ("-m", *MLP, "study=t", "steps=2000", "machine.checkpoint_every=100", "seed=0,1,2,3")
+    process = reap(program(*words, results=tmp_path, JOBS="1"))
+    until(lambda: any(path.parent.name == "seed=1" for path in tmp_path.rglob(checkpoint.CURRENT)), 120)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    first, second = (directory for directory in directories(tmp_path))
+    before = (first / records.RUN).read_bytes()
+    assert records.read_run_json(second) is None
+
+    again = reap(program(*words, results=tmp_path))
+    said = again.communicate(timeout=200)[0]
+    assert again.returncode == 0, said
+    assert "4 jobs: 3 completed, 1 skipped (already complete)" in said
+    assert (first / records.RUN).read_bytes() == before
+    assert [directory.name for directory in directories(tmp_path)] == [f"seed={n}" for n in range(4)]
+    cfg = configuration(tmp_path / "alone", *MLP, "steps=2000", "machine.checkpoint_every=100", "seed=1")
+    assert ending(second) == finished(cfg, "alone")
+
+
+def test_one_worker_or_two_compute_the_same(tmp_path: Path, reap: Any) -> None:
+    words = ("-m", *MLP, "study=t", "steps=60", "norm=none,batch", "seed=0,1")
+    for jobs in ("1", "2"):
+        process = reap(program(*words, results=tmp_path / jobs, JOBS=jobs))
+        said = process.communicate(timeout=200)[0]
+        assert process.returncode == 0, said
+    ones, twos = ({str(d.relative_to(tmp_path / n)): ending(d) for d in directories(tmp_path / n)} for n in "12")
+    assert len(ones) == 4
+    assert ones == twos
+
+
+def test_out_of_memory_fails_one_job_and_no_other_and_is_tried_again(tmp_path: Path, reap: Any) -> None:
+    """A limit on address space, as a batch system sets one: weights of 60,000 x 60,000 do not fit, the rest does."""
+    words = ("-m", *MLP, "study=t", "steps=20", "seed=0", "model.hidden=[100],[60000,60000],[50]")
+    limited = ("bash", "-c", f'ulimit -v {12 * 2**20}; exec "$@"', "-")
+
+    def sweep() -> tuple[int, str]:
+        process = reap(program(*words, results=tmp_path, before=limited, JOBS="1"))
+        said = process.communicate(timeout=200)[0]
+        return process.returncode, said
+
+    code, said = sweep()
+    assert code == 1
+    assert "3 jobs: 2 completed, 1 failed" in said
+    (failed,) = [d for d in directories(tmp_path) if "60000" in str(d)]
+    record = record_of(failed)
+    assert record["status"] == "failed"
+    assert record["reason"].startswith("out of memory (")
+    assert record["config"]["batch_size"] == 60  # nothing was made smaller on the quiet
+    assert {record_of(d)["status"] for d in directories(tmp_path) if d != failed} == {"completed"}
+    # Tried again, and failed again; what was complete is left alone.
+    code, said = sweep()
+    assert code == 1
+    assert "3 jobs: 2 skipped (already complete), 1 failed" in said
+
+
+def test_a_job_that_is_killed_is_told_and_takes_nothing_with_it(tmp_path: Path, reap: Any) -> None:
+    """As the kernel does when memory is out: the one process that is killed is a job's."""
+    words = ("-m", *MLP, "study=t", "steps=3000", "machine.checkpoint_every=100", "seed=0,1,2")
+    process = reap(program(*words, results=tmp_path))
+    until(lambda: any(tmp_path.rglob(checkpoint.CURRENT)), 120)
+    (directory,) = {path.parent for path in list(tmp_path.rglob(checkpoint.CURRENT))[:1]}
+    os.kill(_holder(directory / ".lock"), signal.SIGKILL)
+    said = process.communicate(timeout=200)[0]
+    assert process.returncode == 1
+    assert "3 jobs: 2 completed, 1 failed" in said
+    assert "was killed at about step" in said
+    again = reap(program(*words, results=tmp_path))
+    said = again.communicate(timeout=200)[0]
+    assert again.returncode == 0, said
+    assert "3 jobs: 1 completed, 2 skipped" in said
+
+
+def _holder(lock: Path) -> int:
+    """The process that holds a file locked."""
+    inode = lock.stat().st_ino
+    lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    (pid,) = [int(line[4]) for line in lines if line[1] == "FLOCK" and line[5].endswith(f":{inode}")]
+    return pid
+
+
+def test_a_second_sweep_over_the_same_runs_leaves_at_once(tmp_path: Path, reap: Any) -> None:
+    process = reap(program("-m", *LONG, "seed=0,1", results=tmp_path))
+    until(lambda: trained(tmp_path, 2), 120)
+    second = reap(program("-m", *LONG, "seed=0,1", results=tmp_path))
+    said = second.communicate(timeout=60)[0]
+    assert second.returncode == 2
+    assert said.count("found another process at work on this run") == 2
+    assert process.poll() is None
+    began = time.monotonic()
+    os.kill(process.pid, signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert time.monotonic() - began < 20
