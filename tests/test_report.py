@@ -6,7 +6,6 @@ import base64
 import gzip
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,8 +13,7 @@ import pytest
 
 from bn_replication import records, report
 from bn_replication.ledger import LEDGER, load_ledger, read_yaml
-from browser import executable, tab
-from test_figures import figure_1, figure_2, known_rates, write_run
+from test_figures import figure_1, figure_2, write_run
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -60,7 +58,6 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     root = tmp_path_factory.mktemp("results")
     figure_1(root / "published", seeds=3)
     figure_2(root / "published", seeds=2)
-    known_rates(root / "published")
     figure_1(root / "runs", seeds=2, lift=0.005)
     return root, report.page([root / "published", root / "runs"])
 
@@ -191,115 +188,3 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     assert report.main([*roots, "--out", str(tmp_path / "out" / "report.html")]) == 0
     assert (tmp_path / "out" / "report.html").read_text().startswith("<!doctype html>")
     assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()} == before
-
-
-def test_histograms_keep_their_shape_in_one_character_a_bin() -> None:
-    assert report._characters([0, 500, 250]) == "0" + chr(48 + 63) + chr(48 + 32)
-    assert report._characters([0] * 60 + [1] * 4) == "0" * 30 + chr(48 + 63) * 2
-    assert report._characters(None) == report._characters([0, 0]) == ""
-
-
-def test_the_study_of_rates_says_what_is_left_of_the_speed_up(both: tuple[Path, str]) -> None:
-    text = Page(both[1]).text
-    assert "The usable range of rates" in text
-    assert "Nothing but BN changed: at its own best rate 0.01 0.05 4x 4x, 4x, 4x +30.0 points" in text
-    # Figure 2's own multiples stand below, with the paper's numbers.
-    assert "in Figure 2’s own runs: BN-x5 0.02 0.1 4x paper: 14.8x 70.0% against 50.0%" in text
-
-
-def test_runs_that_are_the_published_ones_are_not_drawn_twice(both: tuple[Path, str], tmp_path: Path) -> None:
-    root, _ = both
-    for name in ("published", "runs"):
-        shutil.copytree(root / "published" / "laptop" / "fig1_mnist", tmp_path / name / "laptop" / "fig1_mnist")
-    page = report.page([tmp_path / "published", tmp_path / "runs"])
-    assert "These are published runs, to the byte" in page
-    assert 'id="published-laptop-fig1_mnist-curves"' in page
-    assert 'id="yours-laptop-fig1_mnist-curves"' not in page
-    write_run(tmp_path / "runs", "fig1_mnist", "norm=none", 0, [0.1, 0.2])
-    assert 'id="yours-laptop-fig1_mnist-curves"' in report.page([tmp_path / "published", tmp_path / "runs"])
-
-
-# --- in a browser ------------------------------------------------------------------------------------------
-
-
-# Texts whose contrast with what they stand on is below 4.5, the least that WCAG's level AA allows.
-FAINT = r"""() => {
-  const channels = (text) => text.match(/[\d.]+/g).map(Number);
-  const linear = (v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-  const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
-  const ground = (element) => {
-    for (let each = element; each; each = each.parentElement) {
-      const colour = channels(getComputedStyle(each).backgroundColor);
-      if (colour.length === 3 || colour[3] > 0) return colour;
-    }
-    return [255, 255, 255];
-  };
-  const texts = [...document.querySelectorAll("p, td, th, dt, dd, span, a, label, pre, figcaption, summary")];
-  return texts.filter((each) => {
-    const [a, b] = [light(channels(getComputedStyle(each).color)), light(ground(each))];
-    return each.textContent.trim() && (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) < 4.5;
-  }).map((each) => each.textContent.trim().slice(0, 60));
-}"""
-
-
-@pytest.mark.skipif(executable() is None, reason="no Chromium on this machine")
-def test_in_a_browser_it_draws_every_chart_every_control_works_and_nobody_is_asked(
-    both: tuple[Path, str], tmp_path: Path
-) -> None:
-    path = tmp_path / "report.html"
-    # With histograms, as real records have.
-    text = both[1]
-    name = "published-laptop-fig1_mnist-layers"
-    found = re.search(rf'<script type="application/gzip" id="{name}"[^>]*>(.*?)</script>', text)
-    assert found
-    data = json.loads(gzip.decompress(base64.b64decode(found[1])))
-    data["edges"] = {"low": -8.0, "high": 8.0}
-    for one in data["series"]:
-        one["bins"] = ["0o0"] * len(one["step"])
-    path.write_text(text.replace(found[1], str(report.packed(data))))
-    with tab(tmp_path / "profile") as page:
-        page.open(path)
-        page.evaluate("[...waiting.keys()].forEach(begin)")
-        page.wait("[...document.querySelectorAll('.chart')].every(f => f.querySelector('.view svg'))")
-        charts = page.evaluate("document.querySelectorAll('.chart').length")
-        assert charts == 4  # curves of three studies, one twice; distributions
-        # Each control of each chart is named, reached with the keyboard, and changes the picture.
-        unmoved = page.evaluate(
-            """(async () => {
-              const picture = (figure) => figure.querySelector('.view').innerHTML, still = [];
-              const settle = () => new Promise((done) => setTimeout(done, 250));
-              for (const figure of document.querySelectorAll('.chart'))
-                for (const control of [...figure.querySelectorAll('.controls input, .controls select')]) {
-                  if (!control.isConnected || (control.tagName === 'SELECT' && control.options.length < 2)) continue;
-                  const label = control.closest('label').textContent, before = picture(figure);
-                  control.focus();
-                  if (document.activeElement !== control || !label.trim()) still.push('unreached: ' + label);
-                  if (control.type === 'checkbox') control.click();
-                  else { control.selectedIndex = (control.selectedIndex + 1) % control.options.length;
-                         control.dispatchEvent(new Event('change')); }
-                  await settle();
-                  if (picture(figure) === before) still.push(label);
-                  if (control.type === 'checkbox') control.click();
-                  await settle();
-                }
-              return still;
-            })()"""
-        )
-        assert unmoved == []
-        # From a study to its layers.
-        page.evaluate("document.querySelector(`[data-study='published-laptop-fig2_inception-layers']`).click()")
-        page.wait("document.querySelector('[data-distributions] .controls').textContent.includes('6. module5.act')")
-        # What a screen reader is told: a name for every picture, table header, control and page part.
-        named = "(e) => e.getAttribute('aria-label') || e.closest('label') || e.closest('.view[aria-label]')"
-        parts = "'svg[role=img], .view, [role=group], nav, select, input'"
-        assert page.evaluate(f"[...document.querySelectorAll({parts})].every({named})")
-        assert page.evaluate("[...document.querySelectorAll('th')].every((th) => th.scope)")
-        for width in (1280, 390):
-            page.open(path, width)
-            page.evaluate("[...waiting.keys()].forEach(begin)")
-            page.wait("[...document.querySelectorAll('.chart')].every(f => f.querySelector('.view svg'))")
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.evaluate(f"({FAINT})()") == []
-        assert page.pdf().startswith(b"%PDF")
-        assert page.complaints == []
-        assert page.requests == []
