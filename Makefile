@@ -9,7 +9,7 @@ export PYTHONWARNINGS ?= default
 overrides = scale=$(SCALE) $(if $(SEEDS),'seed=range($(SEEDS))') $(if $(STEPS),steps=$(STEPS)) $(ARGS)
 
 .DEFAULT_GOAL := replicate
-.PHONY: help setup data replicate report verify publish test test-faults test-mutants ablations lint format bench lock clean exact architecture $(STUDIES)
+.PHONY: help setup data replicate report verify publish test test-faults test-mutants ablations notebooks status dashboard wandb-sync lint format bench lock clean exact architecture $(STUDIES)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,18 @@ $(STUDIES): setup
 report: setup ## judge what has run and write results/report.html
 	@$(PY) -m bn_replication.report
 
+status: setup ## what has run, is running, is missing, and how long it would take
+	@$(PY) -m bn_replication.status --scale $(SCALE) $(STUDY)
+
+notebooks: setup ## run the notebooks and render them into results/notebooks
+	@$(PY) -m bn_replication.notebooks
+
+dashboard: setup ## make the Weights & Biases workspace and report, or say what they would hold
+	@$(PY) -m bn_replication.dashboard
+
+wandb-sync: setup ## upload the offline runs of STUDY=...; typed again, it goes on
+	@$(PY) -m bn_replication.dashboard --sync "$(STUDY)"
+
 publish: setup ## check the runs in results/runs and promote them to results/published
 	@$(PY) -m bn_replication.publish $(STUDY)
 
@@ -55,7 +67,7 @@ test: setup ## run the tests (no download, under three minutes)
 	@$(PY) -m pytest -q
 
 test-faults: setup ## kill, starve and interrupt the real program (some minutes)
-	@$(PY) -m pytest -q -o addopts="-ra --strict-markers" tests/faults
+	@$(PY) -m pytest -q tests/faults tests/golden
 
 test-mutants: setup ## plant known faults in a copy of the package and show what caught each
 	@$(PY) tests/mutants/run.py

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from bn_replication import figures, records
 
+PROBE = {"probe": {"histogram": {"low": -8.0, "high": 8.0}}}
 LAYERS = [f"module{depth}.act" for depth in range(6)]
 
 
@@ -59,7 +60,7 @@ def write_run(
     choices = dict(pair.split("=") for pair in arm.split(",") if pair.split("=")[0] in ("norm", "variant"))
     record = {"study": study, "arm": arm, "seed": seed, "scale": scale, "status": status, "reason": None}
     record |= {"steps_done": curve[-1]["step"], "summary": {"test_accuracy": accuracies[-1]}, "choices": choices}
-    record |= {"config": {"steps": 400, **(config or {})}, "rules": {}, "files": files, "seconds": 61.0}
+    record |= {"config": {"steps": 400, **PROBE, **(config or {})}, "rules": {}, "files": files, "seconds": 61.0}
     environment = {"python": "3.11", "device": "cpu", "git": "0123abcd", "dirty": dirty}
     records.write_run_json(directory, {**record, "environment": environment, "started": "2026-11-23T08:00:00+00:00"})
     return directory
@@ -181,6 +182,71 @@ def test_a_sweep_is_drawn_over_its_setting_and_diverged_runs_stay_in_sight(tmp_p
     assert np.isnan(plain.get_ydata()[-1])  # no accuracy is joined up where the net diverged
     figure_1(tmp_path)
     assert figures.swept(records.load_runs(tmp_path, "fig1_mnist")) is None
+
+
+def known_rates(root: Path) -> None:
+    """Three seeds: the plain net's best is 0.01; BN at 0.05 gets to its 0.5 at step 100, at 0.01 at step 200."""
+    curves = {
+        ("none", 0.01): [0.1, 0.2, 0.3, 0.4, 0.5],
+        ("none", 0.05): [0.1, 0.1, 0.1, 0.1, 0.1],
+        ("none", 0.25): [0.1, 0.1, 0.1, 0.1, 0.1],
+        ("batch", 0.01): [0.1, 0.3, 0.5, 0.5, 0.5],
+        ("batch", 0.05): [0.1, 0.5, 0.6, 0.7, 0.8],
+        ("batch", 0.25): [0.1, 0.2, 0.3, 0.3, 0.3],
+    }
+    for (norm, rate), accuracies in curves.items():
+        for seed in range(3):
+            config = {"optimizer": {"rate": rate, "multiple": 1.0}}
+            write_run(root, "rate_range", f"norm={norm},optimizer.rate={rate:g}", seed, accuracies, config)
+
+
+def test_a_range_of_rates_and_the_speed_up_at_each_nets_own_best(tmp_path: Path) -> None:
+    known_rates(tmp_path)
+    runs, curves = load(tmp_path, "rate_range")
+    widths = figures.usable_rates(runs, curves).set_index(["net", "seed"])
+    assert widths.loc[("plain", 0), "best rate"] == 0.01
+    # Kept until 0.2 of the gain is lost: a fifth of the way, in the logarithm, to the next rate; below, the grid ends.
+    assert widths.loc[("plain", 0), "decades"] == pytest.approx(0.2 * np.log10(5))
+    assert bool(widths.loc[("plain", 0), "at least"])
+    assert not bool(widths.loc[("BN", 0), "at least"])
+    speeds = figures.speed_at_best_rates(runs, curves).set_index("BN")
+    assert speeds.loc["at the plain net's rate", "times fewer"] == pytest.approx(2)
+    assert speeds.loc["at the rate nearest to 5x that", "BN rate"] == 0.05
+    assert speeds.loc["at its own best rate", "times fewer"] == pytest.approx(4)
+    assert speeds.loc["at its own best rate", "gain in best accuracy"] == pytest.approx(0.3)
+    assert speeds.loc["at the rate nearest to 30x that", "each seed"] == "never, never, never"
+    assert np.isnan(speeds.loc["at the rate nearest to 30x that", "times fewer"])
+
+
+def test_an_arm_named_by_its_norm_is_drawn_as_that_norm_whatever_variant_it_stands_on(tmp_path: Path) -> None:
+    for norm in ("none", "batch"):
+        directory = write_run(tmp_path, "ablation_dropout", f"model.dropout=0.1,norm={norm}", 0, [0.1, 0.2])
+        record = records.read_run_json(directory)
+        assert record is not None
+        record["choices"]["variant"] = "inception"
+        records.write_run_json(directory, record)
+    labels = [look.label for look in figures.looks(records.load_runs(tmp_path)).values()]
+    assert labels == ["plain", "BN"]
+
+
+def test_arms_that_are_no_points_on_an_axis_are_drawn_side_by_side(tmp_path: Path) -> None:
+    for number in range(14):
+        write_run(tmp_path, "ablation_cumulative", f"variant=step_{number}", 0, [0.1, 0.2 + number / 100])
+    drawings = {drawing.name: drawing for drawing in figures.draw_study(records.load_runs(tmp_path))}
+    assert "curves" not in drawings
+    labels = [label.get_text() for label in drawings["ends"].figure.axes[0].get_yticklabels()]
+    assert len(set(labels)) == 14
+    assert drawings["ends"].frame["accuracy"].max() == pytest.approx(0.33)
+
+
+def test_two_settings_of_one_norm_are_two_lines_over_a_rate(tmp_path: Path) -> None:
+    for act in ("relu", "sigmoid"):
+        for rate in (0.01, 0.1, 1.0):
+            arm = f"model.act={act},norm=batch,optimizer.rate={rate:g}"
+            write_run(tmp_path, "s", arm, 0, [0.1, 0.5], {"optimizer": {"rate": rate, "multiple": 1.0}})
+    runs, curves = load(tmp_path, "s")
+    frame = figures.response(Figure().add_subplot(), figures.ends(runs, curves), curves, "initial rate")
+    assert frame.groupby("line")["initial rate"].nunique().tolist() == [3, 3]
 
 
 def test_layers_are_drawn_in_depth_order(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import pytest
 
 from bn_replication import records, report
 from bn_replication.ledger import LEDGER, load_ledger, read_yaml
-from test_figures import figure_1, figure_2, write_run
+from browser import executable, tab
+from test_figures import figure_1, figure_2, known_rates, write_run
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -58,6 +60,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     root = tmp_path_factory.mktemp("results")
     figure_1(root / "published", seeds=3)
     figure_2(root / "published", seeds=2)
+    known_rates(root / "published")
     figure_1(root / "runs", seeds=2, lift=0.005)
     return root, report.page([root / "published", root / "runs"])
 
@@ -188,3 +191,111 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     assert report.main([*roots, "--out", str(tmp_path / "out" / "report.html")]) == 0
     assert (tmp_path / "out" / "report.html").read_text().startswith("<!doctype html>")
     assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()} == before
+
+
+def test_histograms_keep_their_shape_in_one_character_a_bin() -> None:
+    assert report._characters([0, 500, 250]) == "0" + chr(48 + 15) + chr(48 + 8)
+    assert report._characters([0] * 60 + [1] * 4) == "0" * 30 + chr(48 + 15) * 2
+    assert report._characters(None) == report._characters([0, 0]) == ""
+
+
+def test_the_study_of_rates_says_what_is_left_of_the_speed_up(both: tuple[Path, str]) -> None:
+    text = Page(both[1]).text
+    assert "The usable range of rates" in text
+    assert "BN alone, at its own best rate 0.01 0.05 4x 4x, 4x, 4x +30.0 points" in text
+    # Figure 2's own multiples stand below, with the paper's numbers.
+    assert "Figure 2’s BN-x5 0.02 0.1 4x paper: 14.8x +20.0 points" in text
+
+
+def test_runs_that_are_the_published_ones_are_not_drawn_twice(both: tuple[Path, str], tmp_path: Path) -> None:
+    root, _ = both
+    for name in ("published", "runs"):
+        shutil.copytree(root / "published" / "laptop" / "fig1_mnist", tmp_path / name / "laptop" / "fig1_mnist")
+    page = report.page([tmp_path / "published", tmp_path / "runs"])
+    assert "These are published runs, to the byte" in page
+    assert 'id="published-laptop-fig1_mnist-curves"' in page
+    assert 'id="yours-laptop-fig1_mnist-curves"' not in page
+    write_run(tmp_path / "runs", "fig1_mnist", "norm=none", 0, [0.1, 0.2])
+    assert 'id="yours-laptop-fig1_mnist-curves"' in report.page([tmp_path / "published", tmp_path / "runs"])
+
+
+# --- in a browser ------------------------------------------------------------------------------------------
+
+
+# Texts whose contrast with what they stand on is below 4.5, the least that WCAG's level AA allows.
+FAINT = r"""() => {
+  const channels = (text) => text.match(/[\d.]+/g).map(Number);
+  const linear = (v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+  const ground = (element) => {
+    for (let each = element; each; each = each.parentElement) {
+      const colour = channels(getComputedStyle(each).backgroundColor);
+      if (colour.length === 3 || colour[3] > 0) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const texts = [...document.querySelectorAll("p, td, th, dt, dd, span, a, label, pre, figcaption, summary")];
+  return texts.filter((each) => {
+    const [a, b] = [light(channels(getComputedStyle(each).color)), light(ground(each))];
+    return each.textContent.trim() && (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) < 4.5;
+  }).map((each) => each.textContent.trim().slice(0, 60));
+}"""
+
+
+@pytest.mark.skipif(executable() is None, reason="no Chromium on this machine")
+def test_in_a_browser_it_draws_every_chart_every_control_works_and_nobody_is_asked(
+    both: tuple[Path, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(both[1])
+    with tab(tmp_path / "profile") as page:
+        page.open(path)
+        page.evaluate("[...waiting.keys()].forEach(begin)")
+        page.wait("[...document.querySelectorAll('.chart')].every(f => f.querySelector('.view svg'))")
+        charts = page.evaluate("document.querySelectorAll('.chart').length")
+        assert charts == 5  # curves of three studies, of one twice; distributions
+        # Each control of each chart is named, reached with the keyboard, and changes the picture.
+        unmoved = page.evaluate(
+            """(async () => {
+              const picture = (figure) => figure.querySelector('.view').innerHTML, still = [];
+              const settle = async (figure, before) => {
+                for (let i = 0; i < 60 && picture(figure) === before; i++)
+                  await new Promise((done) => setTimeout(done, 20));
+              };
+              for (const figure of document.querySelectorAll('.chart'))
+                for (const control of [...figure.querySelectorAll('.controls input, .controls select')]) {
+                  const isList = control.tagName === 'SELECT', label = control.closest('label').textContent;
+                  if (!control.isConnected || control.disabled || (isList && control.options.length < 2)) continue;
+                  let before = picture(figure);
+                  control.focus();
+                  if (document.activeElement !== control || !label.trim()) still.push('unreached: ' + label);
+                  if (isList) {
+                    control.selectedIndex = control.selectedIndex ? 0 : control.options.length - 1;
+                    control.dispatchEvent(new Event('change'));
+                  } else control.click();
+                  await settle(figure, before);
+                  if (picture(figure) === before) still.push(label);
+                  before = picture(figure);
+                  if (!isList) control.click(), await settle(figure, before);
+                }
+              return still;
+            })()"""
+        )
+        assert unmoved == []
+        # From a study to its layers.
+        page.evaluate("document.querySelector(`[data-study='published-laptop-fig2_inception-layers']`).click()")
+        page.wait("document.querySelector('[data-distributions] .controls').textContent.includes('6. module5.act')")
+        # What a screen reader is told: a name for every picture, table header, control and page part.
+        named = "(e) => e.getAttribute('aria-label') || e.closest('label') || e.closest('.view[aria-label]')"
+        parts = "'svg[role=img], .view, [role=group], nav, select, input'"
+        assert page.evaluate(f"[...document.querySelectorAll({parts})].every({named})")
+        assert page.evaluate("[...document.querySelectorAll('th')].every((th) => th.scope)")
+        for width in (1280, 390):
+            page.open(path, width)
+            page.evaluate("[...waiting.keys()].forEach(begin)")
+            page.wait("[...document.querySelectorAll('.chart')].every(f => f.querySelector('.view svg'))")
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(f"({FAINT})()") == []
+        assert page.pdf().startswith(b"%PDF")
+        assert page.complaints == []
+        assert page.requests == []

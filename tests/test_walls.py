@@ -29,7 +29,21 @@ ALLOWED = {
     "records": set(),
     "schema": set(),
 }
-READERS = ("records", "metrics", "stats", "claims", "figures", "report", "publish", "verify", "schema", "train")
+READERS = (
+    "records",
+    "metrics",
+    "stats",
+    "claims",
+    "figures",
+    "report",
+    "publish",
+    "verify",
+    "status",
+    "dashboard",
+    "notebooks",
+    "schema",
+    "train",
+)
 COMPUTERS = ("metrics", "stats")
 
 

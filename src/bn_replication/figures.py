@@ -110,7 +110,7 @@ def looks(runs: Frame) -> dict[str, Look]:
     An arm is known by its variant, else by its norm; what else its name says is added where arms would share
     a label.
     """
-    arms = runs.drop_duplicates("arm").set_index("arm")
+    arms = runs.drop_duplicates("arm").set_index("arm", drop=False)
     bases = {str(arm): _base(row) for arm, row in arms.iterrows()}
     known = _known()
     ordered = sorted(bases, key=lambda arm: (known.index(bases[arm]) if bases[arm] in known else 99, _natural(arm)))
@@ -511,7 +511,7 @@ def usable_rates(runs: Frame, curves: Frame, chance: float = 0.1, keep: float = 
     ``decades`` is how far apart the ends lie at which a net keeps ``keep`` of its own best gain over ``chance``;
     ``at least`` says that the range runs off the grid.
     """
-    frame = _finals(runs, curves, chance)
+    frame = _finals(runs, curves, chance).sort_values("choice.norm", ascending=False, kind="stable")  # plain first
     rows = []
     for (net, seed), own in frame.groupby(["net", "seed"], sort=False):
         own = own.sort_values("initial rate")
@@ -609,6 +609,12 @@ def layer_band(ax: Axes, bands: Frame, look: Look) -> None:
     ax.fill_between(own.index, own["p15"], own["p85"], color=look.colour, alpha=0.25, linewidth=0)
     ax.plot(own.index, own["p50"], color=look.colour, linewidth=1.2)
     steps_axis(ax, log=True)
+
+
+def _some(arms: list[str], most: int = 8) -> list[str]:
+    """Return at most so many of ``arms``, evenly chosen, the first and the last among them."""
+    chosen = np.unique(np.linspace(0, len(arms) - 1, min(most, len(arms))).round().astype(int)).tolist()
+    return [arms[i] for i in chosen]
 
 
 def depth_map(ax: Axes, bands: Frame, column: str, norm: colors.Normalize, cmap: str) -> None:
@@ -850,7 +856,7 @@ def draw_layers(runs: Frame, activations: Frame, layers: Sequence[str] = ()) -> 
     if not layers:
         every = bands.drop_duplicates("layer")["layer"].tolist()
         layers = [every[i] for i in np.unique(np.linspace(0, len(every) - 1, 6).round().astype(int))]
-    arms = [arm for arm in style if arm in set(bands["arm"])][:8]
+    arms = _some([arm for arm in style if arm in set(bands["arm"])])
     figure = Figure(figsize=(max(1.45 * len(arms) + 0.4, 3.4), 1.05 * len(layers) + 0.6))
     grid = figure.subplots(len(layers), len(arms), sharex=True, sharey="row", squeeze=False)
     for (row, layer), (column, arm) in itertools.product(enumerate(layers), enumerate(arms)):
@@ -883,7 +889,7 @@ def draw_depth(runs: Frame, activations: Frame) -> Drawing | None:
     if activations.empty or activations["layer"].nunique() < 5:
         return None
     bands, style = layer_bands(activations), looks(runs)
-    arms = [arm for arm in style if arm in set(bands["arm"])][:8]
+    arms = _some([arm for arm in style if arm in set(bands["arm"])])
     bands = bands[bands["arm"].isin(arms)]
     reach = max(float(bands["p50"].abs().quantile(0.98)), 1e-6)
     spread = bands.loc[bands["std"] > 0, "std"]
@@ -911,7 +917,7 @@ def draw_depth(runs: Frame, activations: Frame) -> Drawing | None:
         "Every layer over training",
         "Each row of a map is a layer, the input at the top; colour is the median (top) or the standard "
         "deviation (bottom) of what its nonlinearity receives, the median over seeds. The ends of a scale "
-        "hold what lies beyond them, 2% of the values.",
+        "hold what lies beyond them, 2% of the values. Of more than eight arms, eight, evenly chosen.",
         figure,
         bands.groupby(["arm", "depth", "layer", "step"], as_index=False)[["p50", "std"]].median(),
     )

@@ -88,7 +88,7 @@ function layers(data, state, width) {
 function histograms(data, state, width) {
   const { low, high } = data.edges;
   const values = data.series.flatMap((one) => one.layer !== Number(state.layer) || !state.shown[one.arm] || !one.bins ? [] : one.step.flatMap((step, i) =>
-    [...(one.bins[i] || "")].map((letter, bin, all) => ({ step, share: (letter.charCodeAt(0) - 48) / 63, arm: data.arms[one.arm].label,
+    [...(one.bins[i] || "")].map((letter, bin, all) => ({ step, share: (letter.charCodeAt(0) - 48) / 15, arm: data.arms[one.arm].label,
       from: low + (high - low) * bin / all.length, to: low + (high - low) * (bin + 1) / all.length }))));
   const { arms, ...spec } = base(state, data);
   delete spec.width; delete spec.autosize;
@@ -97,15 +97,27 @@ function histograms(data, state, width) {
     facet: { field: "arm", type: "nominal", title: null, sort: arms.domain, header: { labelFontSize: 11, labelAnchor: "start" } },
     spec: { width: Math.floor((width - 60) / columns) - 32, height: 130, mark: { type: "rect" }, encoding: {
       x: { field: "step", type: "ordinal", title: null, axis: { labelOverlap: true, labelAngle: 0, ticks: false,
-        labelExpr: "datum.value >= 1000 ? format(datum.value / 1000, '~g') + 'K' : datum.label" } },
+        labelExpr: "datum.value >= 1000 ? format(datum.value / 1000, '.2~r') + 'K' : datum.label" } },
       y: { field: "from", type: "quantitative", title: "input", scale: { nice: false, zero: false } }, y2: { field: "to" },
-      color: { field: "share", type: "quantitative", scale: { scheme: "greys", domain: [0, 1] }, legend: null },
+      color: { field: "share", type: "quantitative", scale: { range: ["#ffffff", "#111111"], domain: [0, 1] }, legend: null },
       tooltip: [{ field: "arm" }, { field: "step", format: "," }, { field: "from", format: ".3~g" }, { field: "to", format: ".3~g" },
         { field: "share", title: "of the fullest bin", format: ".0%" }],
     } } };
 }
 
-const embed = (view, spec) => window.vegaEmbed(view, spec, { actions: false, renderer: "svg", ast: false });
+async function unpack(script) {
+  const bytes = Uint8Array.from(atob(script.textContent), (letter) => letter.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+}
+
+// Vega-Lite, unpacked for the first chart and not before.
+let vega;
+const library = () => (vega ??= unpack(document.getElementById("vega")).then((text) => { document.head.append(element("script", { text })); }));
+
+async function embed(view, spec) {
+  await library();
+  return window.vegaEmbed(view, spec, { actions: false, renderer: "svg", ast: false });
+}
 
 function armBoxes(data, state, draw) {
   return data.arms.map((arm, i) => {
@@ -128,19 +140,17 @@ function startCurves(figure) {
   return draw();
 }
 
-async function unpack(script) {
-  const bytes = Uint8Array.from(atob(script.textContent), (letter) => letter.charCodeAt(0));
-  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
-}
-
 // One chart for all studies: which one, which layer, and whether as bands or bin by bin.
 async function startDistributions(figure) {
   const [controls, view, caption] = [".controls", ".view", "figcaption"].map((name) => figure.querySelector(name));
-  const scripts = [...document.querySelectorAll("script[type='application/gzip']")];
+  const scripts = [...document.querySelectorAll("script[data-name]")];
   const state = { layer: "0", logX: true, view: "bands" };
   let data;
   const draw = () => {
-    const drawn = state.view === "bands" || !data.series.some((one) => one.bins) ? layers : histograms;
+    // A control that would change nothing says so: no histograms were kept, or their columns stand for probes, not steps.
+    const binned = data.series.some((one) => one.bins), drawn = state.view === "bands" || !binned ? layers : histograms;
+    how.querySelector("select").disabled = !binned;
+    log.querySelector("input").disabled = drawn === histograms;
     caption.textContent = drawn === layers ? "Line: median; band: the 15th to the 85th percentile; one panel an arm, on shared axes." :
       "Each column is a probe, from before training to its end; the darker a cell, the more inputs fall there. The outermost cells hold what lies beyond.";
     view.setAttribute("aria-label", `Input of layer ${data.layers[state.layer]} over training, one panel an arm`);
@@ -148,7 +158,7 @@ async function startDistributions(figure) {
   };
   const set = (key) => (value) => { state[key] = value; draw(); };
   const open = async (id) => {
-    data = await unpack(document.getElementById(id));
+    data = JSON.parse(await unpack(document.getElementById(id)));
     Object.assign(state, { shown: data.arms.map(() => true), layer: String(data.layers.length - 1) });
     const layer = choice("Layer", data.layers.map((name, i) => [String(i), `${i + 1}. ${name}`]), set("layer"));
     layer.querySelector("select").value = state.layer;
@@ -158,8 +168,8 @@ async function startDistributions(figure) {
   };
   const [boxes, pick] = [element("div", { className: "settings" }), element("span")];
   const study = choice("Study", scripts.map((script) => [script.id, script.dataset.name]), open);
-  controls.append(element("div", { className: "settings" }, study, pick,
-    choice("View", [["bands", "percentile bands"], ["bins", "histograms"]], set("view")), checkbox("log steps", true, set("logX"))), boxes);
+  const how = choice("View", [["bands", "percentile bands"], ["bins", "histograms"]], set("view")), log = checkbox("log steps", true, set("logX"));
+  controls.append(element("div", { className: "settings" }, study, pick, how, log), boxes);
   document.querySelectorAll("[data-study]").forEach((link) => link.addEventListener("click", () => {
     study.querySelector("select").value = link.dataset.study;
     open(link.dataset.study);

@@ -108,7 +108,7 @@ class _Run:
         # Now, not at the end: the files may be others by then, and the modules are those of now.
         self.environment = environment(cfg.machine.device, cfg.machine.threads)
         self.resumed: list[dict[str, Any]] = []  # where it went on in another environment, and what differed
-        self.started, self.step, self.stop = time.time(), 0, threading.Event()
+        self.started, self.step, self.stopping = time.time(), 0, False
         self.seconds: Callable[[], float] = lambda: 0.0  # of training
 
     def carry_out(self) -> Outcome:
@@ -166,7 +166,7 @@ class _Run:
                     config=cfg.model_dump(mode="json", by_alias=True),
                 )
             )
-            stack.enter_context(_signals(self.stop))
+            stack.enter_context(_signals(self._stop))
             if state is None:
                 self._on_step(0)
             else:  # a resumed run is a new one to the tracker: it gets what the interrupted one had
@@ -240,11 +240,15 @@ class _Run:
         if step in self.probed:
             self._write_activations(step)
         self.report(step, self.curve.get(self.accuracy_key))
-        stopping = self.stop.is_set()
+        stopping = self.stopping
         if step in self.saved or stopping:
             self._save(step)
         if stopping:
             raise Interrupted
+
+    def _stop(self, *_: object) -> None:
+        # A plain flag: a second signal that comes while this one is answered would wait for an Event's lock for ever.
+        self.stopping = True
 
     def _evaluate(self, examples: int) -> dict[str, float]:
         count = min(examples or len(self.split.held_out), len(self.split.held_out))
@@ -426,12 +430,12 @@ def _refuse_if_stale(path: Path, found: dict[str, Any], cfg: Config) -> None:
 
 
 @contextlib.contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
+def _signals(stop: Callable[..., None]) -> Iterator[None]:
     """Turn SIGINT and SIGTERM into a stop at the end of the step in hand."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

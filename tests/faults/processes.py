@@ -18,12 +18,13 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from bn_replication import records
-from bn_replication.runner import run
+from bn_replication.runner import Interrupted, run
 from bn_replication.schema import Config
 from bn_replication.train import CONFIGS, resolved, validate
 
 torch.set_num_threads(1)
 
+INTERRUPTED = 130  # exit code of a fork that stopped when asked to
 # BN-Baseline has all there is to lose: running averages, dropout, LRN, momentum, distortions, a decaying rate.
 INCEPTION = ("setting=inception", "variant=bn_baseline", "steps=24", "evaluate.times=8", "probe.points=6")
 MLP = ("setting=mnist", "norm=batch", "optimizer.rate=0.1", "evaluate.times=4", "probe.points=3")
@@ -62,6 +63,8 @@ def forked(action: Callable[[], object]) -> Iterator[int]:
         try:
             action()
             code = 0
+        except Interrupted:
+            code = INTERRUPTED
         except BaseException:
             os.write(2, traceback.format_exc().encode())
         finally:

@@ -9,9 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.faults.processes import MLP, configuration, ending, finished, processes_of, program, record_of, rows, until
+from tests.faults.processes import (
+    INTERRUPTED,
+    MLP,
+    configuration,
+    ended,
+    ending,
+    finished,
+    forked,
+    place,
+    processes_of,
+    program,
+    record_of,
+    rows,
+    until,
+)
 
 from bn_replication import checkpoint, records
+from bn_replication.runner import run
 
 LONG = ("experiment=fig1_mnist", "norm=batch", "steps=1000000", "evaluate.times=1000", "probe.enabled=false")
 SWEEP = ("-m", *LONG, "seed=0,1,2")
@@ -61,6 +76,28 @@ def test_asked_once_everything_stops_with_its_checkpoints_saved(
     assert said.count("stopped when asked to; what it had done is saved") == at_once
     if "-m" in words:
         assert "1 never started" in said
+
+
+def test_asked_many_times_over_it_stops_as_if_asked_once(tmp_path: Path) -> None:
+    """An impatient finger on Ctrl-C, and a batch system besides: signals that come while one is being answered."""
+    cfg = configuration(tmp_path, *MLP, "steps=100000", "probe.enabled=false")
+
+    def asked() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):  # what still comes when it has stopped
+            signal.signal(number, signal.SIG_IGN)
+        run(cfg, "a")
+
+    for _ in range(10):  # a lock taken twice, say, shows in one try of three
+        with forked(asked) as pid:
+            until(lambda: rows(place(cfg, "a")))
+            time.sleep(0.2)
+            code = None
+            for count in range(20_000):
+                os.kill(pid, (signal.SIGINT, signal.SIGTERM)[count % 2])
+                if (code := ended(pid, 0)) is not None:
+                    break
+            assert (ended(pid, 20) if code is None else code) == INTERRUPTED
+        assert checkpoint.load(place(cfg, "a")) is not None
 
 
 def test_a_sweep_killed_and_restarted_skips_resumes_and_renumbers_nothing(tmp_path: Path, reap: Any) -> None:

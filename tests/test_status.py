@@ -1,0 +1,90 @@
+"""``make status``: a study's jobs as Hydra itself would name them, and where each of them stands."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+
+from bn_replication import records, status
+from bn_replication.train import CONFIGS, arm_of
+from test_figures import write_run
+
+SWEPT = [study for study in status.studies() if (CONFIGS / "experiment" / f"{study}.yaml").exists()]
+
+
+def test_every_study_has_jobs_at_every_scale() -> None:
+    for study, scale in itertools.product(status.studies(), ("smoke", "laptop", "gpu")):
+        jobs = status.jobs(study, scale)
+        assert jobs
+        assert len({(job.arm, job.seed) for job in jobs}) == len(jobs)
+
+
+@pytest.mark.parametrize("study", ["fig1_shared_rate", "ablation_whitening", "fig2_inception", "ablation_lrn"])
+def test_arms_and_steps_are_those_of_a_full_composition(study: str) -> None:
+    job = status.jobs(study, "laptop")[-1]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        head = compose("train", [f"experiment={study}"], return_hydra_config=True)
+        params = dict(head.hydra.sweeper.params)
+        last = [f"{key}={str(value).split(',')[-1]}" for key, value in params.items() if key != "seed"]
+        tree = compose("train", [f"experiment={study}", *last])
+    assert job.arm == arm_of(tree, last, params)
+    assert job.steps == tree.steps
+    assert job.model == tree.model.name
+
+
+def stand(root: Path, study: str = "fig1_mnist") -> status.State:
+    runs = records.load_runs([root / "runs", root / "published"])
+    return status.state(study, "laptop", root / "runs", root / "published", runs, cores=2)
+
+
+def test_where_a_study_stands(tmp_path: Path) -> None:
+    empty = stand(tmp_path)
+    assert len(empty.jobs) == 10
+    assert empty.seconds is None  # nothing has been timed
+    write_run(tmp_path / "published", "fig1_mnist", "norm=none", 0, [0.1, 0.2])  # 400 steps in 61 s
+    write_run(tmp_path / "runs", "fig1_mnist", "norm=none", 1, [0.1, 0.2])
+    write_run(tmp_path / "runs", "fig1_mnist", "norm=none", 2, [0.1], status="failed")
+    running = empty.jobs[3].directory(tmp_path / "runs", "laptop")
+    running.mkdir(parents=True)
+    (running / "started.json").write_text("{}")
+    (running / records.CURVES).write_text(records.json_line({"step": 25_000}))
+    with open(running / ".lock", "w") as lock:
+        found = stand(tmp_path)
+        assert (found.published, found.done, len(found.stopped), len(found.failed)) == (1, 1, 1, 1)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = stand(tmp_path)
+        assert [(job.seed, share) for job, share in found.running] == [(3, 0.5)]
+        # Eight to come and half of one, by the step, on two cores.
+        assert found.seconds == pytest.approx(8.5 * 50_000 * 61 / 400 / 2)
+    assert status.now(found) == "running, at 50%, 1 failed"
+
+
+def test_a_study_without_records_of_its_own_is_timed_by_its_kind_of_net(tmp_path: Path) -> None:
+    row = {"study": "other", "arm": "a", "scale": "laptop", "status": "completed", "seconds": 10.0, "steps": 100}
+    job = status.Job("mine", "b", 0, 200, "inception")
+    assert status._expected(job, "laptop", pd.DataFrame([row | {"choice.model": "inception"}])) == 20
+    assert status._expected(job, "laptop", pd.DataFrame([row | {"choice.model": "mlp"}])) is None
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for study in ("fig1_mnist", "exact"):
+        write_run(tmp_path / "runs", study, "norm=none", 0, [0.1, 0.2])
+    roots = ["--root", str(tmp_path / "runs"), "--published", str(tmp_path / "published")]
+    monkeypatch.setenv("NO_COLOR", "1")
+    for width in (40, 100):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert status.main(roots) == 0
+        out = capsys.readouterr().out
+        assert max(map(len, out.splitlines())) <= width
+        assert "\x1b[3" not in out
+        assert "1/10" in out
+    assert status.main([*roots, "fig1_mist"]) == 2
+    assert "did you mean 'fig1_mnist'?" in capsys.readouterr().err
+    assert status.main([*roots, "--scale", "labtop"]) == 2
+    assert "did you mean 'laptop'?" in capsys.readouterr().err
+    assert not (tmp_path / "published").exists()  # it only reads
