@@ -9,7 +9,7 @@ export PYTHONWARNINGS ?= default
 overrides = scale=$(SCALE) $(if $(SEEDS),'seed=range($(SEEDS))') $(if $(STEPS),steps=$(STEPS)) $(ARGS)
 
 .DEFAULT_GOAL := replicate
-.PHONY: help setup data replicate report verify publish test test-faults test-mutants ablations notebooks status dashboard wandb-sync lint format bench lock clean exact architecture $(STUDIES)
+.PHONY: help setup data imagenet-prepare replicate report verify publish test test-faults test-mutants ablations ensemble notebooks status plan dashboard wandb-sync lint format bench lock clean exact architecture $(STUDIES)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ setup: .venv/ready ## make the environment in .venv (again only when the pins ch
 data: setup ## fetch and verify MNIST and CIFAR-10
 	@$(PY) -m bn_replication.data mnist cifar10
 
+imagenet-prepare: setup ## decode ImageNet once for SCALE=paper (SOURCE=folder with train/ and val/); goes on where it stopped
+	@$(PY) -m bn_replication.data.prepare $(if $(SOURCE),--source "$(SOURCE)") $(ARGS)
+
 replicate: setup ## train Figures 1 to 3, judge the claims, write the report
 	@$(MAKE) --no-print-directory $(REPLICATED) SEEDS=$(or $(SEEDS),3)
 	@$(MAKE) --no-print-directory report
@@ -42,11 +45,18 @@ architecture:
 $(STUDIES): setup
 	@$(PY) -m bn_replication.train -m experiment=$@ $(overrides)
 
+ensemble: setup ## train Figure 4's six networks, evaluate one crop, 144 and all six together, print its table
+	@$(MAKE) --no-print-directory fig4_ensemble
+	@$(PY) -m bn_replication.ensemble --scale $(SCALE)
+
 report: setup ## judge what has run and write results/report.html
 	@$(PY) -m bn_replication.report
 
 status: setup ## what has run, is running, is missing, and how long it would take
 	@$(PY) -m bn_replication.status --scale $(SCALE) $(STUDY)
+
+plan: setup ## what SCALE=... would take, before it is launched (STUDY=... PRICE=an hour GPUS=n TFLOPS=yours)
+	@$(PY) -m bn_replication.plan --scale $(SCALE) --price "$(PRICE)" --gpus "$(GPUS)" --tflops "$(TFLOPS)" $(ARGS) $(STUDY)
 
 notebooks: setup ## run the notebooks and render them into results/notebooks
 	@$(PY) -m bn_replication.notebooks
@@ -64,7 +74,7 @@ verify: setup ## recompute every verdict and the scoreboard from the published r
 	@$(PY) -m bn_replication.verify
 
 test: setup ## run the tests (no download, under three minutes)
-	@$(PY) -m pytest -q
+	@$(PY) -m pytest -q -n auto
 
 test-faults: setup ## kill, starve and interrupt the real program (some minutes)
 	@$(PY) -m pytest -q tests/faults tests/golden

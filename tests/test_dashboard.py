@@ -52,7 +52,8 @@ def test_without_an_account_it_says_what_it_would_make(
     roots = ["--root", str(tmp_path / "runs")]
     assert dashboard.main(roots) == 0
     out = capsys.readouterr().out
-    for part in ("Learning curves", "Rates", "Activation distributions: mlp", "Study: fig2_inception", "wandb login"):
+    sections = ("Learning curves", "Rates", "Activation distributions: mlp", "Gradients: mlp", "Study: fig2_inception")
+    for part in (*sections, "wandb login"):
         assert part in out
     assert dashboard.main([*roots, "--json", str(tmp_path / "json")]) == 0
     text = (tmp_path / "json" / "workspace.json").read_text()

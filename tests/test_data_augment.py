@@ -148,7 +148,9 @@ def test_every_file_names_every_option(path):
     options = yaml.safe_load(path.read_text())
     assert options.pop("name") == path.stem
     parameters = inspect.signature(augment).parameters.values()
-    assert list(options) == [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    keywords = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    assert list(options) == [*keywords, "area", "aspect"]
+    del options["area"], options["aspect"]  # of the cut before
     assert draw(**options).equal(UNIT) is (path.stem == "none")
 
 

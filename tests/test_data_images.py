@@ -132,7 +132,8 @@ def test_samples_are_rows_of_the_published_sets(name: str) -> None:
 @pytest.mark.parametrize("path", sorted((HOUSE / "configs/data").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_file_loads_its_data(path: Path) -> None:
     config = yaml.safe_load(path.read_text())
-    assert list(config) == ["name", "root", "source", "split", "subset", "input", "order", "shards"]
+    keys = ["name", "root", "source", "split", "subset", "input", "order", "shards", "size", "images"]
+    assert list(config) == keys or ("defaults" in config and config.keys() <= {"defaults", *keys})
     name, follows_scale, _ = config["name"].partition("${scale.sample}")
     assert name == path.stem
     assert name in images.VALIDATION

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from matplotlib.figure import Figure
+from tests.conftest import Compose
 
-from bn_replication import figures, records
+from bn_replication import figures, metrics, records, stats
+from bn_replication.report import rate_tables
+from bn_replication.runner import run
+from bn_replication.train import CONFIGS
 
 PROBE = {"probe": {"histogram": {"low": -8.0, "high": 8.0}}}
 LAYERS = [f"module{depth}.act" for depth in range(6)]
@@ -31,13 +38,20 @@ def write_run(
     layers: int = 6,
     scale: str = "laptop",
     dirty: bool = False,
+    summary: dict[str, float] | None = None,
+    fit: list[float] | None = None,
+    of_layer: Callable[[int, int], dict[str, Any]] = lambda step, depth: {},
 ) -> Path:
-    """Write a run evaluated every 100 steps; every layer's input has median depth + step / 100, 1 either side."""
+    """Write a run evaluated every 100 steps; every layer's input has median depth + step / 100, 1 either side.
+
+    ``fit`` are training losses in evaluation mode; ``of_layer`` makes what a probe measures besides.
+    """
     directory = root / scale / study / arm / f"seed={seed}"
     directory.mkdir(parents=True, exist_ok=True)
     curve = [
         {"step": 100 * i, "rate": 0.1, "test_accuracy": value, "test_loss": 1 - value}
         | ({"train_loss": 1.01 - value, "train_accuracy": value} if i else {})
+        | ({"fit_loss": fit[i]} if fit else {})
         for i, value in enumerate(accuracies)
     ]
     rows = []
@@ -45,7 +59,7 @@ def write_run(
         for depth, layer in enumerate(LAYERS[:layers]):
             middle = depth + step / 100 + 0.0123456789 * seed
             row = {"step": step, "layer": layer, "percentiles": [middle - 1, middle, middle + 1]}
-            row |= {"mean": middle, "std": 1.0, "histogram": [250, 500, 250]}
+            row |= {"mean": middle, "std": 1.0, "histogram": [250, 500, 250], **of_layer(step, depth)}
             if units and depth == layers - 1:
                 # Unit k travels k + 1 a probe.
                 medians = [(k + 1) * step / 100 for k in range(units)]
@@ -57,9 +71,10 @@ def write_run(
             text = "".join(map(records.json_line, content)).encode()
             (directory / name).write_bytes(text)
             files[name] = records.digest(text)
-    choices = dict(pair.split("=") for pair in arm.split(",") if pair.split("=")[0] in ("norm", "variant"))
+    choices = dict(pair.split("=") for pair in arm.split(",") if pair.split("=")[0] in ("norm", "variant", "data"))
     record = {"study": study, "arm": arm, "seed": seed, "scale": scale, "status": status, "reason": None}
-    record |= {"steps_done": curve[-1]["step"], "summary": {"test_accuracy": accuracies[-1]}, "choices": choices}
+    record |= {"steps_done": curve[-1]["step"], "choices": choices}
+    record |= {"summary": {"test_accuracy": accuracies[-1], **(summary or {})}}
     record |= {"config": {"steps": 400, **PROBE, **(config or {})}, "rules": {}, "files": files, "seconds": 61.0}
     environment = {"python": "3.11", "device": "cpu", "git": "0123abcd", "dirty": dirty}
     records.write_run_json(directory, {**record, "environment": environment, "started": "2026-11-23T08:00:00+00:00"})
@@ -173,7 +188,7 @@ def test_a_sweep_is_drawn_over_its_setting_and_diverged_runs_stay_in_sight(tmp_p
     runs, curves = load(tmp_path, "rate_range")
     assert figures.swept(runs) == "initial rate"
     ax = Figure().add_subplot()
-    frame = figures.response(ax, figures.ends(runs, curves), curves, "initial rate")
+    frame = figures.response(ax, figures.ends(runs, curves), "initial rate")
     assert ax.get_xscale() == "log"
     crosses = [x for line in ax.lines if line.get_marker() == "x" for x in np.atleast_1d(line.get_xdata())]
     assert crosses == [1.0, 1.0]  # both seeds of the plain net at the highest rate
@@ -236,7 +251,7 @@ def test_arms_that_are_no_points_on_an_axis_are_drawn_side_by_side(tmp_path: Pat
     assert "curves" not in drawings
     labels = [label.get_text() for label in drawings["ends"].figure.axes[0].get_yticklabels()]
     assert len(set(labels)) == 14
-    assert drawings["ends"].frame["accuracy"].max() == pytest.approx(0.33)
+    assert drawings["ends"].frame["final"].max() == pytest.approx(0.33)
 
 
 def test_two_settings_of_one_norm_are_two_lines_over_a_rate(tmp_path: Path) -> None:
@@ -245,7 +260,7 @@ def test_two_settings_of_one_norm_are_two_lines_over_a_rate(tmp_path: Path) -> N
             arm = f"model.act={act},norm=batch,optimizer.rate={rate:g}"
             write_run(tmp_path, "s", arm, 0, [0.1, 0.5], {"optimizer": {"rate": rate, "multiple": 1.0}})
     runs, curves = load(tmp_path, "s")
-    frame = figures.response(Figure().add_subplot(), figures.ends(runs, curves), curves, "initial rate")
+    frame = figures.response(Figure().add_subplot(), figures.ends(runs, curves), "initial rate")
     assert frame.groupby("line")["initial rate"].nunique().tolist() == [3, 3]
 
 
@@ -333,3 +348,326 @@ def test_the_papers_own_figures(
     assert b"</svg>" in out.read_bytes()
     if script == "fig2_inception":
         assert "| BN-x5 | 0.0075 | 0.1 | 2.1M | 100 | 14.8x | 4x | 73.0% | 70.0% |" in capsys.readouterr().out
+
+
+# --- the ablations: what is drawn is what the records say, and every study has its figure ----------------------------
+
+
+def tree(arm: str) -> dict[str, Any]:
+    """Return the configuration that an arm's name spells."""
+    config: dict[str, Any] = {}
+    for key, _, value in (token.partition("=") for token in arm.split(",")):
+        group, _, name = key.partition(".")
+        if name:
+            config.setdefault(group, {})[name] = yaml.safe_load(value)
+        elif group == "batch_size":
+            config[group] = int(value)
+    return config
+
+
+def drawing_of(root: Path, study: str, name: str) -> figures.Drawing:
+    drawings = {d.name: d for d in figures.draw_study(records.load_runs(root, study), without=("curves", "layers"))}
+    assert name in drawings, list(drawings)
+    return drawings[name]
+
+
+def dropout_grid(root: Path, rates: tuple[float, ...] = (0.0, 0.1, 0.4)) -> None:
+    """BN with rate r ends at 0.5 + r + seed / 100, and falls by 0.05 from its best; the plain net gets to 0.3."""
+    for rate in rates:
+        for seed in range(3):
+            best = 0.5 + rate / 10 + seed**2 / 100
+            arm = f"model.dropout={rate},norm=batch"
+            write_run(root, "ablation_dropout", arm, seed, [0.1, 0.3, best, best - 0.05, best - 0.05], tree(arm))
+            arm = f"model.dropout={rate},norm=none"
+            write_run(root, "ablation_dropout", arm, seed, [0.1, 0.2, 0.3, 0.3, 0.3], tree(arm))
+
+
+def test_a_swept_setting_is_drawn_with_the_numbers_and_the_settings_of_its_claims(tmp_path: Path) -> None:
+    dropout_grid(tmp_path)
+    drawing = drawing_of(tmp_path, "ablation_dropout", "response")
+    frame = drawing.frame.set_index(["outcome", "line", "model.dropout", "seed"])["value"]
+    assert frame["best", "BN", 0.4, 2] == pytest.approx(0.58)
+    assert frame["final", "BN", 0.4, 2] == pytest.approx(0.53)
+    # The claim times each seed to the best of its own BN net with 40% dropout: at 0.1, which ends lower, never.
+    assert frame["steps_to", "BN", 0.4, 1] == 200
+    assert np.isnan(frame["steps_to", "BN", 0.1, 1])
+    assert len(drawing.figure.axes) == 3
+    best = drawing.figure.axes[0]
+    rings = {line.get_markeredgecolor(): line.get_xydata()[0] for line in best.lines if line.get_markersize() == 11}
+    assert rings[figures.RINGS["control"]["markeredgecolor"]] == pytest.approx([0.4, 0.55])
+    assert rings[figures.RINGS["treatment"]["markeredgecolor"]] == pytest.approx([0.0, 0.51])
+    bars = [c.get_segments()[0][:, 1] for c in best.collections if len(c.get_segments()) == 1]
+    expected = stats.t_interval([0.54, 0.55, 0.58], 0.05)
+    assert any(bar == pytest.approx(list(expected)) for bar in bars)
+    low, high = best.get_ylim()
+    assert low < 0.3
+    assert high > 0.58
+
+
+def test_a_sweep_that_no_claim_judges_is_drawn_too(tmp_path: Path) -> None:
+    for norm in ("none", "batch"):
+        for momentum in (0.0, 0.5, 0.9):
+            arm = f"norm={norm},optimizer.momentum={momentum}"
+            write_run(tmp_path, "mine", arm, 0, [0.1, 0.2 + momentum / 10], tree(arm))
+    drawing = drawing_of(tmp_path, "mine", "response")
+    assert set(drawing.frame["outcome"]) == {"final"}
+    assert drawing.figure.axes[0].get_xlabel() == "momentum"
+    assert drawing.frame.groupby("line")["value"].max().to_dict() == pytest.approx({"plain": 0.29, "BN": 0.29})
+
+
+@pytest.mark.parametrize(
+    ("values", "scale", "ticks"),
+    [
+        ((0.0, 0.2, 1.0, 5.0), "linear", [0, 1, 2, 3]),  # no place for a zero among logarithms: even distances
+        ((1.0, 3.0, 6.0, 12.0), "log", [1, 3, 6, 12]),
+        ((0.0, 0.5, 1.0, 2.0), "linear", [0, 0.5, 1, 2]),
+    ],
+)
+def test_every_setting_that_was_tried_has_its_tick(
+    tmp_path: Path, values: tuple[float, ...], scale: str, ticks: list[float]
+) -> None:
+    for value in values:
+        arm = f"norm=batch,optimizer.l2_multiple={value}"
+        write_run(tmp_path, "s", arm, 0, [0.1, 0.2], tree(arm))
+    ax = drawing_of(tmp_path, "s", "response").figure.axes[0]
+    assert ax.get_xscale() == scale
+    assert ax.get_xticks().tolist() == ticks
+    assert [label.get_text() for label in ax.get_xticklabels()] == [f"{value:g}" for value in values]
+
+
+def test_pairs_of_settings_are_slopes_and_an_equivalence_has_its_band(tmp_path: Path) -> None:
+    for norm, ends in (("none", (0.30, 0.31)), ("batch", (0.40, 0.405))):
+        for on, end in zip((True, False), ends, strict=True):
+            arm = f"model.lrn={on},norm={norm}"
+            for seed in range(3):
+                status = "diverged" if (norm, on, seed) == ("none", True, 2) else "completed"
+                write_run(tmp_path, "ablation_lrn", arm, seed, [0.1, end + seed / 100], tree(arm), status)
+    drawing = drawing_of(tmp_path, "ablation_lrn", "slopes")
+    plain, bn = drawing.figure.axes
+    assert [ax.get_title(loc="left") for ax in (plain, bn)] == ["plain", "BN"]
+    assert [label.get_text() for label in bn.get_xticklabels()] == ["on", "off"]  # from control to treatment
+    assert not plain.collections
+    shade = bn.collections[0].get_paths()[0].get_extents()
+    assert (shade.y0, shade.y1) == pytest.approx(
+        (0.41 - 0.01, 0.41 + 0.01)
+    )  # about the mean of the setting on the left
+    strong = next(line for line in bn.lines if line.get_linewidth() == 1.7)
+    assert strong.get_ydata() == pytest.approx([0.41, 0.415])
+    assert [line.get_xydata()[0].tolist() for line in plain.lines if line.get_marker() == "x"] == [[0.0, 0.32]]
+    frame = drawing.frame.set_index(["facet", "setting", "seed"])["best"]
+    assert frame["BN", False, 2] == pytest.approx(0.425)
+
+
+def test_the_seven_changes_are_a_ladder_up_and_back(tmp_path: Path) -> None:
+    names = [name for name, _ in figures.CHANGES.items()]
+    up = ["bn_baseline", *(f"bn_plus_{i}_{name}" for i, name in enumerate(names[:6], 1)), "bn_x5"]
+    down = [f"bn_x5_less_{i}_{name}" for i, name in enumerate(names[:6], 1)]
+    for number, variant in enumerate([*up, *down]):
+        for seed in range(2):
+            end = 0.30 + number / 100 + seed / 1000 - (0.2 if variant == "bn_x5_less_4_decay" else 0)
+            write_run(tmp_path, "ablation_cumulative", f"variant={variant}", seed, [0.1, end])
+    drawing = drawing_of(tmp_path, "ablation_cumulative", "changes")
+    rows = [[label.get_text() for label in ax.get_yticklabels()] for ax in drawing.figure.axes[::2]]
+    assert [len(labels) for labels in rows] == [8, 8]
+    assert rows[0][0] == "BN-Baseline"
+    assert rows[0][7].endswith("= BN-x5")
+    frame = drawing.frame.set_index(["row", "seed"])
+    assert frame.loc[("+ no dropout", 1), "best"] == pytest.approx(0.321)
+    assert frame.loc[("with the full distortion", 0), "best"] == pytest.approx(
+        0.36
+    )  # BN-x5 less the seventh: the sixth
+    assert frame.loc[("+ no dropout", 0), "steps_to"] == pytest.approx(100 * (0.3 - 0.1) / (0.32 - 0.1))
+    assert np.isnan(frame.loc[("with the slow decay", 0), "steps_to"])
+    never = [line for line in drawing.figure.axes[3].lines if line.get_marker() == ">"]
+    assert {line.get_ydata()[0] for line in never} == {4}
+
+
+def test_the_statistics_of_inference_stand_row_by_row_against_algorithm_2(tmp_path: Path) -> None:
+    under = {"population": 0.5, "moving_0.01": 0.48, "moving_0.1": 0.501, "batch_8": 0.3, "batch_128": 0.45}
+    for size in (8, 32, 128):
+        arm = f"batch_size={size},norm=tracking"
+        for seed in range(2):
+            summary = {f"test_accuracy_{name}": value + seed / 100 for name, value in under.items()}
+            write_run(tmp_path, "ablation_statistics", arm, seed, [0.1, 0.5], tree(arm), summary=summary)
+    drawing = drawing_of(tmp_path, "ablation_statistics", "statistics")
+    frame = drawing.frame.set_index(["arm", "row", "seed"])["accuracy"]
+    assert frame["batch_size=32,norm=tracking", "moving average, weight 0.1", 1] == pytest.approx(0.511)
+    shades = [
+        [patch.get_extents().transformed(ax.transData.inverted()) for patch in ax.patches] for ax in drawing.figure.axes
+    ]
+    assert [len(found) for found in shades] == [0, 1, 0]  # the claim is on batches of 32
+    assert (shades[1][0].x0, shades[1][0].x1) == pytest.approx((0.505 - 0.005, 0.505 + 0.005))
+    rows = [label.get_text() for label in drawing.figure.axes[0].get_yticklabels()]
+    assert rows == [
+        "Algorithm 2",
+        *(f"moving average, weight {w}" for w in (0.01, 0.1)),
+        "test batch of 8",
+        "test batch of 128",
+    ]
+
+
+def shares(level: float) -> Callable[[int, int], dict[str, Any]]:
+    return lambda step, depth: {"linear_share": level + depth / 100, "linear_share_wide": level + depth / 50}
+
+
+def test_shares_of_linear_outputs_are_means_over_layers(tmp_path: Path) -> None:
+    for norm, level in (("batch", 0.5), ("batch_no_affine", 0.7)):
+        for seed in range(3):
+            of_layer = shares(level + seed / 10)
+            write_run(tmp_path, "ablation_affine", f"norm={norm}", seed, [0.1, 0.2], probes=2, of_layer=of_layer)
+    frame = drawing_of(tmp_path, "ablation_affine", "linear").frame.set_index(["outputs", "arm", "step"])
+    row = frame.loc[("0.2 to 0.8", "norm=batch", 100)]
+    mean = np.mean([depth / 100 for depth in range(6)])
+    assert row[["low", "median", "high"]].tolist() == pytest.approx([0.5 + mean, 0.6 + mean, 0.7 + mean])
+    assert frame.loc[("0.1 to 0.9", "norm=batch_no_affine", 0), "median"] == pytest.approx(0.8 + 2 * mean)
+
+
+def stretched(times: float) -> Callable[[int, int], dict[str, Any]]:
+    """Return what the Jacobian of every second layer is measured to be: values about ``times``, more by each step."""
+
+    def function(step: int, depth: int) -> dict[str, Any]:
+        if depth % 2 == 0:
+            return {}
+        values = [times * (1 + step / 100) * k for k in (0.1, 0.5, 1.0, 2.0, 4.0)]
+        return {"singular_values": values, "log_spread": times * depth}
+
+    return function
+
+
+def test_singular_values_by_layer_before_and_after_and_their_spread_over_layers(tmp_path: Path) -> None:
+    for norm, times in (("none", 0.5), ("batch", 1.0)):
+        for seed in range(3):
+            of_layer = stretched(times + seed)
+            write_run(tmp_path, "ablation_jacobian", f"norm={norm}", seed, [0.1, 0.2], probes=3, of_layer=of_layer)
+    frame = drawing_of(tmp_path, "ablation_jacobian", "jacobians").frame
+    values = frame[frame["panel"].notna()].set_index(["panel", "arm", "layer"])
+    assert values.loc[("before training", "norm=none", LAYERS[1]), "p50"] == pytest.approx(1.5)  # the middle seed
+    assert values.loc[("after training", "norm=none", LAYERS[5]), "highest"] == pytest.approx(1.5 * 3 * 4)
+    assert len(values) == 2 * 2 * 3
+    spread = frame[frame["panel"].isna()].set_index(["arm", "step"])["median"]
+    assert spread["norm=batch", 0] == pytest.approx(2 * np.sqrt((1 + 9 + 25) / 3))
+
+
+def test_the_gap_is_read_where_the_claim_reads_it(tmp_path: Path) -> None:
+    losses = {
+        "none": ([2.3, 1.5, 1.0, 0.6], [0.1, 0.2, 0.3, 0.25]),
+        "batch": ([2.3, 1.0, 0.5, 0.3], [0.1, 0.4, 0.5, 0.5]),
+    }
+    for norm, (fit, accuracies) in losses.items():
+        write_run(tmp_path, "ablation_regularizer", f"norm={norm}", 0, accuracies, fit=fit)
+    frame = drawing_of(tmp_path, "ablation_regularizer", "losses").frame
+    gaps = frame.dropna(subset=["gap"]).set_index("arm")
+    for norm, (fit, accuracies) in losses.items():
+        expected = metrics.gap_at(fit, [1 - value for value in accuracies], 0.6)
+        assert gaps.loc[f"norm={norm}", "gap"] == pytest.approx(expected)
+
+
+def test_inputs_have_their_curves_and_their_roundness(tmp_path: Path) -> None:
+    for data in ("mnist", "cifar10"):
+        for place, mode in enumerate(figures.INPUTS):
+            arm = f"data={data},data.input={mode},norm=none"
+            summary = {"input_condition": 1000.0 / (place + 1), "input_effective_rank": 5.0 * (place + 1)}
+            end = 0.3 + place / 10 + (data == "mnist") / 10
+            write_run(tmp_path, "ablation_whitening", arm, 0, [0.1, end], tree(arm), summary=summary)
+    curves = drawing_of(tmp_path, "ablation_whitening", "inputs")
+    assert [ax.get_title(loc="left") for ax in curves.figure.axes] == ["MNIST", "CIFAR-10"]
+    at_end = curves.frame[curves.frame["step"] == 100].set_index("arm")["median"]
+    assert at_end["data=cifar10,data.input=whitened,norm=none"] == pytest.approx(0.6)
+    frame = drawing_of(tmp_path, "ablation_whitening", "conditioning").frame.set_index("row")
+    assert frame.loc["MNIST, centred", "summary.input_condition"] == 500
+    assert frame.loc["CIFAR-10, whitened", "summary.input_effective_rank"] == 20
+
+
+def test_the_cost_of_a_step_is_a_ratio_and_stretches_time(tmp_path: Path) -> None:
+    for norm, ratio in (("batch", 1.0), ("zca", 3.0)):
+        for seed in range(3):
+            summary = {"seconds_per_step": 0.1 * (ratio + seed / 10), "seconds_per_step_batch": 0.1}
+            write_run(tmp_path, "ablation_whitening_layers", f"norm={norm}", seed, [0.1, 0.4], summary=summary)
+    frame = drawing_of(tmp_path, "ablation_whitening_layers", "cost").frame
+    ratios = frame[frame["axis"] == "cost"].groupby("arm")["ratio"].median()
+    assert ratios.to_dict() == pytest.approx({"norm=batch": 1.1, "norm=zca": 3.1})
+    ends = frame.groupby(["axis", "arm"])["step"].max()
+    assert ends["steps", "norm=zca"] == 100
+    assert ends["time", "norm=zca"] == pytest.approx(310)
+
+
+# What a study's question is drawn as.
+DRAWN = {
+    "ablation_affine": "linear",
+    "ablation_affine_mnist": "linear",
+    "ablation_bn": "slopes",
+    "ablation_cumulative": "changes",
+    "ablation_dropout": "response",
+    "ablation_jacobian": "jacobians",
+    "ablation_jacobian_mnist": "jacobians",
+    "ablation_l2": "response",
+    "ablation_lr_decay": "response",
+    "ablation_lrn": "slopes",
+    "ablation_photometric": "response",
+    "ablation_placement": "slopes",
+    "ablation_regularizer": "losses",
+    "ablation_shuffle": "slopes",
+    "ablation_statistics": "statistics",
+    "ablation_whitening": "inputs",
+    "ablation_whitening_layers": "cost",
+}
+MEASURED: dict[str, Any] = {  # what a study's `measure` adds to its records
+    "linear_share": {"of_layer": shares(0.5)},
+    "jacobian": {"of_layer": stretched(1.0)},
+    "fit": {"fit": [2.3, 1.5, 1.0]},
+    "conditioning": {"summary": {"input_condition": 9.0, "input_effective_rank": 4.0}},
+    "cost": {"summary": {"seconds_per_step": 0.3, "seconds_per_step_batch": 0.1}},
+    "statistics": {"summary": {"test_accuracy_population": 0.5, "test_accuracy_moving_0.1": 0.5}},
+}
+ABLATIONS = sorted(path.stem for path in (CONFIGS / "experiment").glob("ablation_*.yaml"))
+
+
+def whole_study(root: Path, study: str) -> None:
+    """Write records of every arm that a study's YAML sweeps, with all that it measures."""
+    text = yaml.safe_load((CONFIGS / "experiment" / f"{study}.yaml").read_text())
+    asked = {key: value for measure in text.get("measure", {}) for key, value in MEASURED[measure].items()}
+    params = {key: str(value).split(",") for key, value in text["hydra"]["sweeper"]["params"].items() if key != "seed"}
+    for number, values in enumerate(itertools.product(*params.values())):
+        pairs = sorted((key, value.strip()) for key, value in zip(params, values, strict=True))
+        arm = ",".join(f"{key}={value.capitalize() if value in ('true', 'false') else value}" for key, value in pairs)
+        config = tree(arm)
+        config["optimizer"] = {"rate": 0.01, "multiple": 1, **config.get("optimizer", {})}
+        for seed in range(2):
+            accuracies = [0.1, 0.3, 0.4 + number / 1000 + seed / 100]
+            write_run(root, study, arm, seed, accuracies, config, probes=2, scale="smoke", **asked)
+
+
+@pytest.mark.parametrize("study", ABLATIONS)
+def test_every_ablation_has_its_figure(tmp_path: Path, study: str) -> None:
+    whole_study(tmp_path, study)
+    # Among the records of another study, as the report loads them: its columns are no part of this one.
+    write_run(tmp_path, "other", "norm=none", 0, [0.1, 0.2], {"other": {"number": 3.0}}, scale="smoke")
+    runs = records.load_runs(tmp_path)
+    drawings = figures.draw_study(runs[runs["study"] == study], without=("curves", "layers", "depth"))
+    assert DRAWN[study] in [drawing.name for drawing in drawings]
+    for drawing in drawings:
+        figures.save(drawing, tmp_path / "figures", kinds=("svg",))
+        assert len(pd.read_csv(tmp_path / "figures" / f"{drawing.name}.csv")) == len(drawing.frame) > 0
+        assert (tmp_path / "figures" / f"{drawing.name}.svg").stat().st_size < 250_000
+        assert drawing.figure.get_supxlabel() or drawing.figure.axes[-1].get_xlabel()
+    if study == "ablation_bn":  # two nonlinearities: no rate is the best of a norm
+        assert rate_tables(runs[runs["study"] == study], runs[:0], {}) == []
+
+
+@pytest.mark.parametrize("study", ["ablation_affine_mnist", "ablation_jacobian_mnist"])
+def test_real_records_feed_the_same_figure(composed: Compose, study: str) -> None:
+    params = {"ablation_affine_mnist": ("batch", "batch_no_affine"), "ablation_jacobian_mnist": ("none", "batch")}
+    for norm in params[study]:
+        cfg, arm = composed(
+            f"experiment={study}", f"norm={norm}", "evaluate.times=2", "evaluate.examples=20", "steps=3"
+        )
+        assert run(cfg, arm).status == "completed"
+    runs = records.load_runs(cfg.machine.results)
+    (drawing,) = [d for d in figures.draw_study(runs, without=("curves", "layers")) if d.name == DRAWN[study]]
+    if study == "ablation_affine_mnist":
+        drawn = drawing.frame[(drawing.frame["outputs"] == "0.2 to 0.8") & (drawing.frame["step"] == 3)]
+        recorded = runs.set_index("arm")["summary.linear_share"]
+    else:
+        drawn = drawing.frame[drawing.frame["panel"].isna() & (drawing.frame["step"] == 3)]
+        recorded = runs.set_index("arm")["summary.jacobian_log_spread"]
+    assert drawn.set_index("arm")["median"].to_dict() == pytest.approx(recorded.to_dict(), rel=1e-3)

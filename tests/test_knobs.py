@@ -31,10 +31,11 @@ from bn_replication.streams import generator
 from bn_replication.train import CONFIGS, resolved
 
 STEPS = 3  # momentum tells from the third loss on
-MLP, PLAIN, BN = (
+MLP, PLAIN, BN, CROPPED = (
     "setting=mnist norm=batch",
     "setting=inception variant=inception",
     "setting=inception variant=bn_baseline",
+    "setting=inception variant=bn_baseline augment=googlenet",
 )
 
 
@@ -53,15 +54,15 @@ def config(words: str, **changes: Any) -> Config:
         place = tree
         for part in path:
             place = place[part]
-        file = CONFIGS / key / f"{value}.yaml"
+        file = CONFIGS / key.removeprefix("last_") / f"{value}.yaml"
         place[key] = OmegaConf.to_container(OmegaConf.load(file)) if file.exists() else value
     return validate(tree)
 
 
 def network(cfg: Config) -> nn.Module:
     split = load(cfg.data.name, cfg.data.root, cfg.data.split, cfg.data.subset)
-    construct = build.model(cfg.model, build.norm(cfg.norm))
-    model = construct(tuple(split.train.images.shape[1:]), 10, generator(cfg.seed, "initialise"))
+    construct = build.model(cfg.model, build.norm(cfg.norm), cfg.last_norm and build.norm(cfg.last_norm))
+    model = construct(split.train.shape, 10, generator(cfg.seed, "initialise"))
     materialize(model, Inputs(cfg, split).held_out(0, 2)[0])
     return model.to(memory_format=torch.channels_last)
 
@@ -140,8 +141,12 @@ KNOBS: list[tuple[str, dict[str, Any], set[str]]] = [
     (BN, {"augment__strength": 2.0}, FED),
     *[(BN, {f"augment__{key}": 0}, FED) for key in ("crop", "brightness", "contrast", "saturation", "hue")],
     (BN, {"augment__flip": False}, FED),
+    (BN, {"augment": "googlenet"}, FED),
+    (CROPPED, {"augment__area": 0.5}, FED),
+    (CROPPED, {"augment__aspect": 1.1}, FED),
     (BN, {"norm": "per_activation"}, TRAINED),
     (BN, {"norm": "zca"}, TRAINED),
+    (BN, {"last_norm": "per_activation"}, TRAINED),
     (BN, {"model__placement": "after"}, TRAINED),
     (BN, {"model__dropout": 0}, TRAINED),
     (BN, {"model__act": "sigmoid"}, TRAINED),

@@ -23,7 +23,7 @@ SHAPES = {"fully connected": (12, 3), "convolutional": (4, 3, 5, 2)}
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "norm").glob("*.yaml"))
 # Those that take a constant out of each channel again, so that a bias in front has no effect on the output.
-SHIFTED = {"batch", "reference", "batch_no_affine", "per_activation", "detached", "tracking", "zca"}
+SHIFTED = {"batch", "reference", "batch_no_affine", "per_activation", "detached", "tracking", "zca", "sync"}
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -12,10 +12,13 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from joblib.externals.loky import ProcessPoolExecutor
+from rich.console import Console
 
 from bn_replication import progress
 from bn_replication.errors import UserError
@@ -158,11 +161,65 @@ def test_a_terminal_gets_one_live_picture_within_its_width(monkeypatch: pytest.M
     os.close(master)
     text = shown.decode()
     assert re.search(r"0/2 done, 1 running, 0:0\d so far, 0:\d\d left", text)
-    assert re.search(r"norm=batch seed=7 .* \d\d/1000 +\d+\.\d steps/s +50\.00% +0:\d\d left", text)
+    assert re.search(r"norm=batch +7  .* \d\d/1000 +\d+\.\d +▁+ +50\.00% +50\.00% +0:\d\d", text)
     assert "2 jobs: 1 completed, 1 never started" in text
     assert not re.search(r"\x1b\[[0-9;]*m", text)  # no colour
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "\n").splitlines()
     assert max(map(len, lines)) <= 100
+
+
+def told(arm: str, seed: int, accuracies: list[float], steps: int = 1600, since: int = 0) -> progress.Job:
+    """A job that said so many accuracies, evenly over the first half of its steps, and is at its half."""
+    job = progress.Job("study", arm, seed, steps, 1, "", 0.0)
+    report = progress.Report(None, job)
+    for k, accuracy in enumerate(accuracies):
+        report(since + k * (steps // 2 - since) // len(accuracies), accuracy)
+    job.step, job.rate = steps // 2, 10.0
+    return job
+
+
+def drawn(jobs: list[progress.Job], width: int, **options: Any) -> list[str]:
+    best = {(job.study, job.arm): max(j.best or 0.0 for j in jobs if j.arm == job.arm) for job in jobs}
+    console = Console(file=io.StringIO(), width=width, highlight=False, markup=False)
+    console.print(progress.picture(jobs, best, width, **options))
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+def test_each_run_has_a_small_curve_on_shared_axes_and_its_arms_best() -> None:
+    rising = [0.1 + 0.8 * k / 7 for k in range(8)]  # the lowest and the highest of all are this one's
+    jobs = [told("norm=batch", 0, rising), told("norm=none", 0, [0.5] * 3), told("norm=batch", 1, [0.9, 0.1])]
+    _, first, second, third = drawn(jobs, 120)
+    assert re.search(r"norm=batch +0  .* 800/1600 +10\.0  ▁▂▃▄▅▆▇██ +90\.00% +90\.00% +1:20$", first)
+    # Told once, it stands until told otherwise: up to the step that the run is at, and no further.
+    assert re.search(r" 10\.0  (.)\1{8}       +50\.00% +50\.00% ", second)
+    assert re.search(r" 10\.0  ████▁▁▁▁▁ +10\.00% +90\.00% ", third)  # the other seed's best is the arm's
+    assert progress.sparkline([None, 0.3, 0.3], 0.3, 0.3) == " ▁▁"
+    # A run that went on from its half knows nothing of what was before.
+    resumed = told("norm=batch", 0, [0.5], since=790)
+    assert resumed.curve == [None] * 8 + [0.5]
+
+
+def test_a_narrow_terminal_gives_up_the_curve_first_and_the_names_end_last() -> None:
+    jobs = [told("norm=batch,optimizer.rate=0.0016", 0, [0.1, 0.5]), told("norm=none", 1, [0.2])]
+    without = []
+    for width in range(140, 29, -1):
+        lines = drawn(jobs, width)
+        assert max(map(len, lines)) <= width
+        assert len(lines) == 3
+        assert all("/1600" in line for line in lines[1:])
+        shown = lines[0].split()
+        without += [title for title in ("held-out", "steps/s", "best", "left") if title not in [*shown, *without]]
+    assert without == ["held-out", "steps/s", "best", "left"]
+    assert "norm=batch,op…" in drawn(jobs, 40)[1]
+    assert not any("▁" in line for line in drawn(jobs, 200, blocks=False))
+
+
+def test_without_news_a_job_says_nothing_twice() -> None:
+    job = told("norm=batch", 0, [0.1, 0.3, 0.2])
+    assert (job.accuracy, job.best) == (0.2, 0.3)
+    assert job.curve == [0.1, 0.1, 0.1, 0.3, 0.3, 0.2]
+    again = progress.Job(**json.loads(json.dumps(asdict(job))))  # as the sweep reads it
+    assert again == job
 
 
 def test_a_stream_that_closes_ends_the_display_and_not_the_sweep() -> None:

@@ -62,15 +62,29 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     figure_2(root / "published", seeds=2)
     known_rates(root / "published")
     figure_1(root / "runs", seeds=2, lift=0.005)
-    return root, report.page([root / "published", root / "runs"])
+    for directory in records.run_directories(root / "published", "fig2_inception"):
+        with_gradients(directory)
+    return root, report.page([root / "published", root / "runs"], beside=root)
+
+
+def with_gradients(directory: Path) -> None:
+    """Give a run's probes what later records have: a gradient a layer, from the first step on."""
+    path = directory / records.ACTIVATIONS
+    rows = [row | ({"gradient": 1e-3 / row["step"]} if row["step"] else {}) for row in records.read_rows(path)]
+    path.write_text("".join(map(records.json_line, rows)))
+    record = json.loads((directory / records.RUN).read_text())
+    record["files"][records.ACTIVATIONS] = records.digest(path)
+    records.write_run_json(directory, record)
 
 
 def test_the_page_asks_nothing_of_any_network(both: tuple[Path, str]) -> None:
     text = both[1]
     page = Page(text)
     assert page.open == []
+    # But for links to the records beside it, which are followed by a click and never fetched.
     outside = [r for r in page.references if not r.startswith(("#", "data:"))]
-    assert outside == []
+    assert {r for r in outside if not (both[0] / r).is_dir()} == set()
+    assert "published/laptop/fig2_inception/" in outside
     assert len(text.encode()) < report.LIMIT
     style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)
     assert style
@@ -123,6 +137,10 @@ def test_chart_data_are_the_records_numbers(both: tuple[Path, str]) -> None:
     layers = json.loads(gzip.decompress(base64.b64decode(packed[1])))
     assert len(layers["layers"]) == 6
     assert max(len(one["step"]) for one in layers["series"]) == 3
+    assert all(one["gradient"] == [None, 1e-5, 5e-6] for one in layers["series"])
+    earlier = re.search(r'id="published-laptop-fig1_mnist-layers"[^>]*>([^<]+)</script>', both[1])
+    assert earlier is not None  # of before there were gradients
+    assert "gradient" not in json.loads(gzip.decompress(base64.b64decode(earlier[1])))["series"][0]
 
 
 def test_the_rule_and_the_command_stand_beside_each_claim(both: tuple[Path, str]) -> None:
@@ -139,6 +157,27 @@ def test_the_rule_and_the_command_stand_beside_each_claim(both: tuple[Path, str]
     assert "python -m bn_replication.train -m experiment=fig2_inception" in rules
     assert "14.8x" in page.text  # Figure 3 as printed ...
     assert "Figure 3: the paper’s table beside ours" in page.text
+
+
+def test_each_claim_says_what_differs_and_links_to_its_evidence(both: tuple[Path, str]) -> None:
+    _, _, rest = both[1].partition('<article class="claim" id="bn-x5-speed">')
+    article = rest.partition("</article>")[0]
+    moves = {name for name, each in read_yaml(report.AMBIGUITIES).items() if "bn-x5-speed" in each["moves"]}
+    assert len(moves) > 3
+    assert set(re.findall(r'href="#open-([^"]+)"', article)) == moves
+    assert 'href="#published-laptop-fig2_inception"' in article
+    assert 'data-study="published-laptop-fig2_inception-layers"' in article
+    assert 'href="published/laptop/fig2_inception/"' in article
+
+
+def test_provenance_names_what_runs_tell_and_passes_over_what_they_do_not(tmp_path: Path) -> None:
+    for seed, revision in enumerate(("0123456789abcdef", None)):
+        directory = write_run(tmp_path / "runs", "fig1_mnist", "norm=none", seed, [0.1, 0.2])
+        record = json.loads((directory / records.RUN).read_text())
+        record["environment"]["git"] = revision
+        records.write_run_json(directory, record)
+    (found,) = report.sources([tmp_path / "runs"], {})
+    assert report.provenance(found)["environment"]["git"] == "0123456789ab"
 
 
 def test_what_records_contain_cannot_become_markup(tmp_path: Path) -> None:
@@ -285,6 +324,16 @@ def test_in_a_browser_it_draws_every_chart_every_control_works_and_nobody_is_ask
         # From a study to its layers.
         page.evaluate("document.querySelector(`[data-study='published-laptop-fig2_inception-layers']`).click()")
         page.wait("document.querySelector('[data-distributions] .controls').textContent.includes('6. module5.act')")
+        # A layer's gradients, where the records have them, and not where they have none.
+        views = (
+            "[...document.querySelectorAll('[data-distributions] select')].find(s => s.options[0].value === 'bands')"
+        )
+        assert page.evaluate(f"[...{views}.options].map(o => o.value)") == ["bands", "bins", "gradients"]
+        page.evaluate(f"{views}.value = 'gradients', {views}.dispatchEvent(new Event('change'))")
+        page.wait("document.querySelector('[data-distributions] .view').textContent.includes('rms of d loss / d W')")
+        page.evaluate("document.querySelector(`[data-study='published-laptop-fig1_mnist-layers']`).click()")
+        page.wait("document.querySelector('[data-distributions] .controls').textContent.includes('3. ')")
+        page.wait(f"{views}.options.length === 2 && {views}.value === 'bands'")
         # What a screen reader is told: a name for every picture, table header, control and page part.
         named = "(e) => e.getAttribute('aria-label') || e.closest('label') || e.closest('.view[aria-label]')"
         parts = "'svg[role=img], .view, [role=group], nav, select, input'"

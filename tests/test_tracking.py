@@ -37,7 +37,7 @@ ACTIVATIONS = [
         "histogram": [1, 5, 2],
     },
     {"step": 10, "layer": "act2", "percentiles": [-0.5, 0.0, 0.5], "mean": 0.0, "std": 0.5, "units": [[0.0]]},
-    {"step": 20, "layer": "act1", "percentiles": [-1.0, 0.5, 2.5], "mean": 0.4, "std": 1.8},
+    {"step": 20, "layer": "act1", "percentiles": [-1.0, 0.5, 2.5], "mean": 0.4, "std": 1.8, "gradient": 3e-5},
 ]
 # Mirrors two runs in a process of its own, so that its exit code and all it prints can be seen.
 SCRIPT = """
@@ -150,10 +150,12 @@ def test_an_offline_run_holds_the_records_exactly(tmp_path: Path, capfd: pytest.
     assert rows[3]["histograms/act1._type"] == "histogram"
     assert rows[3]["histograms/act1.values"] == [1, 5, 2]
     assert rows[3]["histograms/act1.bins"] == [-3.0, -1.0, 1.0, 3.0]
-    assert not any(key.startswith("histograms/act2") for key in rows[3])
+    # As in records from before there were gradients, and before the first step, where there is none.
+    assert not any(key.startswith(("histograms/act2", "gradients/")) for key in rows[3])
     assert rows[4] == {
         "step": 20, "samples_seen": 1200, "activations/act1/p15": -1.0, "activations/act1/p50": 0.5,
         "activations/act1/p85": 2.5, "activations/act1/mean": 0.4, "activations/act1/std": 1.8,
+        "gradients/act1": 3e-5,
     }  # fmt: skip
     assert rows[5]["histograms/act1.bins"] == [-4.0, -1.0, 1.0, 4.0]
     assert rows[6]["figures/a._type"] == "html-file"

@@ -38,6 +38,17 @@ DIFFERENCES: dict[str, tuple[str, dict[str, tuple[Any, Any]]]] = {
     "inception_x5": ("inception", {"optimizer.multiple": (1.0, 5.0)}),
     "inception_sigmoid": ("inception", {"model.act": ("relu", "sigmoid")}),
 }
+# Figure 4's six: larger initial weights, dropout of 5% or 10%, BN per activation in the last hidden layers.
+LARGER, AT_THE_END = {"model.init_scale": (1.0, 2.0)}, {"last_norm": (None, "per_activation")}
+MIXES = [
+    {"model.dropout": (0, 0.05)},
+    {"model.dropout": (0, 0.1)},
+    LARGER,
+    AT_THE_END,
+    LARGER | {"model.dropout": (0, 0.05)},
+    LARGER | AT_THE_END | {"model.dropout": (0, 0.1)},
+]
+DIFFERENCES |= {f"member_{number}": ("bn_x30", mix) for number, mix in enumerate(MIXES, start=1)}
 # The cumulative study: one item more at a time, and BN-x5 less one. "Plus seven" is BN-x5, "less the seventh" plus six.
 PLUS = [f"bn_plus_{number}_{name}" for number, name in enumerate(NAMES[:-1], start=1)]
 for variant, parent, item in zip(PLUS, ["bn_baseline", *PLUS], ITEMS, strict=False):
@@ -50,13 +61,14 @@ SEEN: dict[str, dict[str, Any]] = {}
 
 
 def flat(composed: Compose, variant: str) -> dict[str, Any]:
-    """Return all that a run of ``variant`` is, dotted, less its own name; the group ``norm`` as its name."""
+    """Return all that a run of ``variant`` is, dotted, less its own name; norms as their names."""
     if variant not in SEEN:
         cfg, _ = composed("setting=inception", f"variant={variant}", "scale=laptop")
         assert cfg.variant == variant
         tree = records.flatten(cfg.identity())
-        tree = {key: value for key, value in tree.items() if not key.startswith("norm.") and key != "variant"}
-        SEEN[variant] = tree | {"norm": cfg.norm.name}
+        groups = ("norm.", "last_norm.")
+        tree = {key: value for key, value in tree.items() if not key.startswith(groups) and key != "variant"}
+        SEEN[variant] = tree | {"norm": cfg.norm.name, "last_norm": cfg.last_norm and cfg.last_norm.name}
     return SEEN[variant]
 
 

@@ -19,7 +19,8 @@ from bn_replication.models import activation
 from bn_replication.schema import Component, Optimizer
 
 # What a component is given by the run that builds it, and by no configuration.
-GIVEN = {"norm_layer", "act_layer", "classes", "generator", "in_features", "in_channels", "image_size", "num_features"}
+GIVEN = {"norm_layer", "last_norm_layer", "act_layer", "classes", "generator"}
+GIVEN |= {"in_features", "in_channels", "image_size", "num_features"}
 # What a `_target_` may name: the public classes of these modules, and nothing else.
 ALLOWED = {
     "norm": ("bn_replication.norms",),
@@ -35,15 +36,24 @@ def norm(component: Component) -> Callable[[int], nn.Module]:
     return construct
 
 
-def model(component: Component, norm_layer: Callable[[int], nn.Module]) -> Callable[..., nn.Module]:
+def model(
+    component: Component,
+    norm_layer: Callable[[int], nn.Module],
+    last_norm_layer: Callable[[int], nn.Module] | None = None,
+) -> Callable[..., nn.Module]:
     """Return what builds the network of ``component``: (``shape``, ``classes``, ``generator``) -> module.
 
-    ``shape`` is that of one input (C, H, W); ``generator`` draws the initial weights.
+    ``shape`` is that of one input (C, H, W); ``generator`` draws the initial weights. ``last_norm_layer`` is that of
+    the last hidden layers, where they have another norm; a network that takes none is a :class:`UserError`.
     """
     arguments = component.arguments
     act_layer = activation(str(arguments.pop("act", "relu")))
     target = _target("model", component)
     arguments = _checked("model", target, arguments)
+    if last_norm_layer is not None:
+        if "last_norm_layer" not in inspect.signature(target).parameters:
+            raise UserError(f"found last_norm with {target.__name__}, expected model=inception; leave one of them out")
+        arguments["last_norm_layer"] = last_norm_layer
 
     def construct(shape: tuple[int, int, int], classes: int, generator: torch.Generator) -> nn.Module:
         sizes = {"in_features": math.prod(shape), "in_channels": shape[0], "image_size": shape[1]}

@@ -22,6 +22,7 @@ from bn_replication.errors import UserError
 from bn_replication.records import TEMPORARY, atomic_write
 
 CURRENT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+WEIGHTS = "weights.pt"  # of a run that has ended, where its configuration says to keep them
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -72,3 +73,27 @@ def discard(directory: Path) -> None:
     """Remove the checkpoints of a run that has ended."""
     for name in (CURRENT, PREVIOUS):
         (directory / name).unlink(missing_ok=True)
+
+
+def keep(path: Path, state: dict[str, Any]) -> str:
+    """Write ``state`` to ``path`` for good, in a checkpoint's format, and return its digest (SHA-256)."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = hashlib.sha256(buffer.getvalue())
+    atomic_write(path, buffer.getvalue() + payload.digest())
+    return payload.hexdigest()
+
+
+def kept(path: Path, signed: str | None = None, device: str = "cpu") -> dict[str, Any]:
+    """Return what :func:`keep` wrote to ``path``.
+
+    Raises :class:`UserError` if it is not there, is damaged, or has another digest than ``signed``.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"found no {path}, expected what the run kept; remove its directory and run it again") from None
+    payload, recorded = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+    if hashlib.sha256(payload).digest() != recorded or signed not in (None, recorded.hex()):
+        raise UserError(f"{path}: found another content than was written; remove its directory and run it again")
+    return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)

@@ -1,12 +1,12 @@
 """A Weights & Biases workspace and report, made from code: ``python -m bn_replication.dashboard``.
 
 The workspace has a section for learning curves, one for rates, one a kind of net with what each of its
-nonlinearities receives (percentile bands and histograms over steps), and one a study. The report mirrors ours:
-the scoreboard, then a section a study with its curves and its claims. Both are saved to the account that
-``wandb login`` has stored. Without one nothing is sent: they are built and validated, and what they would hold
-is printed. ``--sync STUDY`` uploads the runs of a study that were mirrored offline and are not uploaded yet;
-it may be stopped and typed again. ``--sweep STUDY`` prints a study's grid as a W&B sweep file. The files under
-``results/`` are the truth: nothing is read from wandb.
+nonlinearities receives (percentile bands and histograms over steps), one with the gradients of each layer's
+weights, and one a study. The report mirrors ours: the scoreboard, then a section a study with its curves and its
+claims. Both are saved to the account that ``wandb login`` has stored. Without one nothing is sent: they are built
+and validated, and what they would hold is printed. ``--sync STUDY`` uploads the runs of a study that were
+mirrored offline and are not uploaded yet; it may be stopped and typed again. ``--sweep STUDY`` prints a study's
+grid as a W&B sweep file. The files under ``results/`` are the truth: nothing is read from wandb.
 """
 
 from __future__ import annotations
@@ -115,6 +115,12 @@ def _activations(layers: Sequence[str]) -> list[Any]:
     return panels
 
 
+def _gradients(layers: Sequence[str]) -> list[Any]:
+    # Grouped as the curves are; over decades, as what vanishes does so by factors.
+    band: dict[str, Any] = {"groupby_aggfunc": "median", "groupby_rangefunc": "minmax", "log_y": True}
+    return [_line(f"{layer}: rms of d loss / d W", [f"gradients/{layer}"], **band) for layer in layers]
+
+
 def _about(study: Study) -> str:
     """Return a study in Markdown: what it asks, what it decides, and how to see it alone."""
     lines = [study.asks or "Decided by numerics, on any machine; it has no runs here."]
@@ -139,6 +145,7 @@ def workspace(entity: str, project: str, studies: Sequence[Study], layers: Mappi
             ws.Section(name=f"Activation distributions: {model}", panels=_activations(names))
             for model, names in layers.items()
         ),
+        *(ws.Section(name=f"Gradients: {model}", panels=_gradients(names)) for model, names in layers.items()),
         *(ws.Section(name=f"Study: {study.name}", panels=_panels(study)) for study in studies),
     ]
     return ws.Workspace(

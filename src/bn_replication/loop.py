@@ -1,7 +1,7 @@
 """The training loop: fetch, forward, backward, step; evaluate, probe and save where a step calls for it.
 
-Every random number is a function of (seed, stream, step), so nothing that only watches (a probe, a log, an
-evaluation, a checkpoint, a resume) can change a bit of what is trained.
+Every random number is a function of (seed, stream, step) and of the replica, so nothing that only watches (a probe, a
+log, an evaluation, a checkpoint, a resume) can change a bit of what is trained.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bn_replication.distributed import World
 from bn_replication.streams import seed_global, stream_seed
 
 # Of an auxiliary classifier's loss, as in GoogLeNet; the paper does not say that it kept one.
@@ -48,23 +49,27 @@ def fit(
     meter: Meter,
     on_step: Callable[[int], None],
     precision: torch.dtype = torch.float32,
+    world: World | None = None,
 ) -> int | None:
     """Train ``model`` from ``start`` to ``steps`` optimiser updates.
 
     Args:
+        model: of several replicas, what :meth:`World.replicate` makes of it.
         batches: step (0-based) -> inputs, labels of that step.
         rate: step (0-based) -> learning rate of that step.
-        meter: takes the sums; whoever writes a row empties it.
+        meter: takes the sums over all replicas; whoever writes a row empties it.
         on_step: called after every update with the count of those done.
         precision: bfloat16 lets autocast choose what runs in it; batch norm's statistics stay in float32.
+        world: the replicas that train together; by default this one alone.
 
     Returns:
         The step at which the loss ceased to be finite, or ``None``.
     """
+    world = world or World()
     for step in range(start, steps):
         inputs, labels = batches(step)
         # Dropout draws from the global generator; seeded here, its masks depend on nothing but the step.
-        seed_global(inputs.device, stream_seed(seed, "dropout", step))
+        seed_global(inputs.device, stream_seed(seed, "dropout", step, world.rank))
         for group in optimizer.param_groups:
             group["lr"] = rate(step)
         with torch.autocast(inputs.device.type, precision, enabled=precision != torch.float32):
@@ -77,11 +82,11 @@ def fit(
         loss.backward()
         optimizer.step()
 
-        value = loss.item()
-        if not math.isfinite(value):
+        value, correct = world.total(loss.item(), int((logits.argmax(1) == labels).sum()))
+        if not math.isfinite(value):  # on any replica, and so on all
             return step + 1
         meter.loss += value * len(labels)
-        meter.correct += int((logits.argmax(1) == labels).sum())
-        meter.examples += len(labels)
+        meter.correct += int(correct)
+        meter.examples += world.size * len(labels)
         on_step(step + 1)
     return None

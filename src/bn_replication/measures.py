@@ -9,17 +9,19 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bn_replication import build, jacobians
 from bn_replication.data import LinearInput, Split, conditioning
 from bn_replication.evaluate import one_crop
 from bn_replication.inputs import Inputs
+from bn_replication.models import ACTIVATIONS
 from bn_replication.norms import (
     BatchNorm,
     TrackingBatchNorm,
@@ -29,12 +31,13 @@ from bn_replication.norms import (
     materialize,
     population_statistics,
 )
-from bn_replication.probes import layer_inputs, nonlinearities
+from bn_replication.probes import feeding_weights, gradient_rms, layer_inputs, nonlinearities
 from bn_replication.schema import Config
 from bn_replication.streams import generator
 
 # Sec. 3: without gamma and beta a sigmoid stays in its linear part; the outputs that count as linear, narrow and wide.
 LINEAR = {"linear_share": (0.2, 0.8), "linear_share_wide": (0.1, 0.9)}
+BATCHES = 100  # of training size, for the statistics of averaged weights, as in ablation_statistics
 ROUNDS = 9  # timed steps of each net, turn by turn
 
 
@@ -47,6 +50,21 @@ class Measures:
 
     def __init__(self, cfg: Config, model: nn.Module, split: Split, inputs: Inputs, fixed: Tensor | None) -> None:
         self.cfg, self.model, self.split, self.inputs, self.fixed = cfg, model, split, inputs, fixed
+        decay = cfg.measure.average
+        self.average = None if decay is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    def after_step(self) -> None:
+        """Take an update of the weights into their moving average."""
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs of what is measured step by step."""
+        return {} if self.average is None else {"average": self.average.state_dict()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
 
     def columns(self) -> dict[str, float]:
         """Return what a row of the curve has besides: the training images judged as the held-out ones are."""
@@ -71,6 +89,10 @@ class Measures:
             assert self.fixed is not None
             for name, row in jacobians.measure(self.model, self.fixed).items():
                 rows[name] = rows.get(name, {}) | row
+        if self.cfg.measure.gradients:
+            weights = feeding_weights(self.model, nonlinearities(self.model, tuple(ACTIVATIONS.values())))
+            for name, value in gradient_rms(weights).items():
+                rows[name] = rows.get(name, {}) | {"gradient": value}
         return rows
 
     def summary(self) -> dict[str, float]:
@@ -89,7 +111,16 @@ class Measures:
             numbers |= self._cost()
         if measure.statistics is not None:
             numbers |= self._under_other_statistics(measure.statistics.batches, measure.statistics.test_batch_sizes)
+        if self.average is not None:
+            numbers |= self._averaged(self.average.module)
         return numbers
+
+    def _averaged(self, net: nn.Module) -> dict[str, float]:
+        """Evaluate the averaged weights, under statistics of their own: the running ones are of other weights."""
+        training = (self.inputs.training(self.cfg.steps + k)[0] for k in range(BATCHES))
+        net = frozen(net, population_statistics(net, training))
+        result = one_crop(net, self.inputs.held_out, len(self.split.held_out), self.cfg.evaluate.batch_size)
+        return {f"{self.split.held_out_name}_{key}_average": value for key, value in result.items()}
 
     def _conditioning(self) -> dict[str, float]:
         to_input = self.inputs.to_input
@@ -103,7 +134,7 @@ class Measures:
         images, labels = self.inputs.training(0)
         nets = []
         for norm_layer in (build.norm(cfg.norm), BatchNorm):
-            construct = build.model(cfg.model, norm_layer)
+            construct = build.model(cfg.model, norm_layer, cfg.last_norm and build.norm(cfg.last_norm))
             net = construct(tuple(images.shape[1:]), self.split.train.classes, generator(cfg.seed, "initialise"))
             materialize(net.to(images.device), images)
             nets.append(net.to(memory_format=torch.channels_last))

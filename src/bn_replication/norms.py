@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, TypeGuard
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -215,6 +216,58 @@ class DetachedBatchNorm(ReferenceBatchNorm):
             mean, var = batch_moments(x)
         x_hat = (x - _per_channel(mean, x)) / _per_channel(torch.sqrt(var + self.eps), x)
         return _per_channel(gamma, x) * x_hat + _per_channel(beta, x), mean, var
+
+
+class _Total(torch.autograd.Function):
+    """``_Total.apply(x)`` is the sum of x over all replicas; each of their losses sends a gradient back to each x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+class SyncBatchNorm(ReferenceBatchNorm):
+    """Batch normalization over the batches of all replicas at once, as if one process held them all.
+
+    Every replica's batch has the same size. On GPUs it is PyTorch's kernel (``nn.SyncBatchNorm``), which the CPU has
+    not: there Algorithm 1, its sums taken over replicas. Alone, and in evaluation, it is what it derives from.
+    """
+
+    process_group = None  # all replicas; PyTorch's asks
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
+
+    @property
+    def replicas(self) -> int:
+        # A net in evaluation mode, a probe's or one that is judged, has no others at its side.
+        return dist.get_world_size() if self.training and dist.is_available() and dist.is_initialized() else 1
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.is_cuda and self.replicas > 1:
+            self._check_input_dim(input)
+            return nn.SyncBatchNorm.forward(self, input)  # type: ignore[arg-type]
+        return super().forward(input)
+
+    def normalize(self, x: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.replicas == 1:
+            return super().normalize(x, gamma, beta)
+        axes, m = _axes(x), self.replicas * (x.numel() // self.num_features)
+        mean = _Total.apply(x.sum(axes)) / m  # type: ignore[operator]
+        centred = x - _per_channel(mean, x)
+        var = _Total.apply(centred.square().sum(axes)) / m  # type: ignore[operator]
+        y = _per_channel(gamma, x) * centred / _per_channel(torch.sqrt(var + self.eps), x) + _per_channel(beta, x)
+        return y, mean.detach(), var.detach()
+
+    def _track(self, mean: Tensor, var: Tensor, m: int) -> None:
+        super()._track(mean, var, m * self.replicas)
 
 
 class TrackingBatchNorm(BatchNorm):

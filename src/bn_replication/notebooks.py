@@ -28,7 +28,7 @@ from bn_replication.records import atomic_write
 from bn_replication.report import HERE, inline
 
 NOTEBOOKS = HERE.parents[1] / "notebooks"
-PATIENCE = 300  # seconds a cell may take
+PATIENCE = 300  # seconds a cell may take, and a kernel to start
 COLOURS = HtmlFormatter(nowrap=True, style="bw", classprefix="hl-")
 
 
@@ -57,6 +57,7 @@ def execute(path: Path, root: Path = NOTEBOOKS.parent) -> Any:
         config = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
         where = {"metadata": {"path": str(root)}}
         client = NotebookClient(book, timeout=PATIENCE, kernel_name="python3", resources=where, config=config)
+        client.startup_timeout = PATIENCE  # a busy machine starts a kernel slowly
         try:
             client.execute()
         except CellExecutionError as error:

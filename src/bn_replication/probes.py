@@ -7,11 +7,13 @@ statistics as in training. It leaves no trace: no running average moves, no rand
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from bn_replication.evaluate import evaluating
 from bn_replication.norms import batch_statistics
@@ -50,6 +52,33 @@ def layer_inputs(model: nn.Module, layers: dict[str, nn.Module], inputs: Tensor)
         for handle in handles:
             handle.remove()
     return seen
+
+
+def feeding_weights(model: nn.Module, layers: Iterable[str]) -> dict[str, nn.Parameter]:
+    """Return the weights W of the linear map in front of each of ``layers``, as in ``Wu + b``, in depth order."""
+    wanted, last, found = set(layers), None, {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | _ConvNd):
+            last = module.weight
+        elif name in wanted and last is not None:
+            found[name] = last
+    return found
+
+
+@torch.no_grad()
+def gradient_rms(weights: dict[str, nn.Parameter]) -> dict[str, float | None]:
+    """Return the root mean square of d loss / d W for each of ``weights``, as the last backward pass left it.
+
+    It is that of the training batch that led to the present weights, taken at the weights before that update and
+    without the L2 term, which the optimizer adds. So it needs no pass of its own. A layer that has no gradient (before
+    the first step) is left out; one whose gradient is not finite is ``None``.
+    """
+    held = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
+    if not held:
+        return {}
+    # Stacked, so that a GPU is waited for once.
+    values = torch.stack([grad.double().square().mean().sqrt() for grad in held.values()]).tolist()
+    return {name: _rounded(value) if np.isfinite(value) else None for name, value in zip(held, values, strict=True)}
 
 
 class Probe:

@@ -2,7 +2,9 @@
 
 The parent makes a directory and names it in the environment (``BN_PROGRESS``); each job, whatever process of
 this machine it runs in, keeps one small JSON file there up to date; a thread of the parent reads them twice a
-second. In a terminal that makes a moving picture, elsewhere a line when a job ends and every half minute.
+second. In a terminal that makes a moving picture, each run with a small curve of its held-out accuracy; elsewhere
+a line when a job ends and every half minute. The picture has no colours under ``NO_COLOR`` and gives up columns,
+the curve first, where the terminal is narrow.
 """
 
 from __future__ import annotations
@@ -18,16 +20,25 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Self, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from bn_replication.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 VARIABLE = "BN_PROGRESS"
 INTERVAL = 0.5  # seconds between two looks, and between two reports of a job
 PLAIN_INTERVAL = 30.0  # seconds between two plain lines
+POINTS = 16  # of a small curve, each a share of the run's steps, so that all curves have one axis
+BLOCKS = "▁▂▃▄▅▆▇█"
+BAR = 12  # columns of a progress bar
+ARM = 36  # columns of an arm's name for which others are given up; a longer name is cut
+# Of the live picture's columns, the order in which a narrow terminal goes without them.
+SPARED = ("held-out so far", "", "steps/s", "arm's best", "left")
 GOOD = ("completed", "diverged", "skipped")  # divergence is a result
 BAD = ("refused", "failed")  # by the user's mistake, and otherwise
 
@@ -46,6 +57,8 @@ class Job:
     step: int = 0
     rate: float = 0.0  # steps a second, since the first report
     accuracy: float | None = None
+    best: float | None = None  # accuracy so far
+    curve: list[float | None] = field(default_factory=list)  # accuracy by share of the steps; None: not told
     status: str = "running"
     message: str = ""
     seconds: float = 0.0
@@ -85,8 +98,9 @@ class Report:
 
     def __call__(self, step: int, accuracy: float | None = None) -> None:
         """Say that ``step`` updates are done; ``accuracy``, a fraction, is kept until the next one."""
-        if accuracy is not None:
-            self._job.accuracy = float(accuracy)
+        # Told anew at every step; only another value is news.
+        if accuracy is not None and accuracy != self._job.accuracy:
+            self._note(step, float(accuracy))
         now = time.monotonic()
         if now >= self._next:
             self._next = now + INTERVAL
@@ -102,6 +116,15 @@ class Report:
             self._advance(last if step is None else step, time.monotonic())
             self._next = math.inf
             self._write()
+
+    def _note(self, step: int, accuracy: float) -> None:
+        job = self._job
+        job.accuracy, job.best = accuracy, max(accuracy, job.best or 0.0)
+        at = _slot(step, job.steps)
+        # What lay between two evaluations stood at the first of them; a resumed run does not know its beginning.
+        before = job.curve[-1] if job.curve else None
+        job.curve += [before] * (at - len(job.curve))
+        job.curve[at:] = [accuracy]
 
     def _advance(self, step: int, now: float) -> None:
         self._job.step = step
@@ -130,6 +153,11 @@ class Report:
             temporary = self._path.with_suffix(".new")
             temporary.write_text(json.dumps(asdict(self._job)))
             os.replace(temporary, self._path)
+
+
+def _slot(step: int, steps: int) -> int:
+    """Return the point of a curve that ``step`` belongs to; the first is for the untrained net alone."""
+    return min(-(-step * (POINTS - 1) // max(steps, 1)), POINTS - 1)
 
 
 def job(study: str, arm: str, seed: int, steps: int) -> Report:
@@ -202,6 +230,16 @@ class Sweep:
         counts["never started"] = max(0, (self.total or 0) - counts.total())
         return counts
 
+    @property
+    def best(self) -> dict[tuple[str, str], float]:
+        """The best held-out accuracy that any seed of a study's arm has had under this sweep."""
+        best: dict[tuple[str, str], float] = {}
+        for job in [*self._ended.values(), *self._running]:
+            if job.best is not None:
+                key = job.study, job.arm
+                best[key] = max(job.best, best.get(key, 0.0))
+        return best
+
     def exit_code(self) -> int:
         """Return 0 if every job did what it could, 1 if any failed or never ended, else 2 if any was refused.
 
@@ -257,8 +295,6 @@ class Sweep:
     def _watch_live(self) -> None:
         from rich.console import Console, Group  # 80 ms, which jobs need not spend
         from rich.live import Live
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
 
         # rich honours NO_COLOR and the terminal's width.
         console = Console(file=self._stream, highlight=False, markup=False)
@@ -268,12 +304,9 @@ class Sweep:
             while not self._done.wait(INTERVAL):
                 self._look()
                 self._tell(console.print)
-                table = Table.grid(padding=(0, 2))
-                for job in self._running:
-                    bar = ProgressBar(total=job.steps, completed=job.step, width=20)
-                    name, left = f"{job.arm} seed={job.seed}", f"{_clock(job.left)} left"
-                    table.add_row(name, bar, *job.columns(), left)
-                live.update(Group(self._headline(), table), refresh=True)
+                blocks = not console.options.ascii_only
+                table = picture(self._running, self.best, console.width, blocks)
+                live.update(Group(self._headline(), *([table] if self._running else [])), refresh=True)
 
     def _tell(self, say: Callable[[str], object]) -> None:
         """Say a line for each job that has ended since."""
@@ -306,6 +339,68 @@ class Sweep:
             return math.inf
         to_come = self.counts["never started"] * sum(whole) / len(whole)
         return max(*left, (sum(left) + to_come) / len(left))
+
+
+def picture(running: Sequence[Job], best: Mapping[tuple[str, str], float], width: int, blocks: bool = True) -> Table:
+    """Return the jobs that run as a table of at most ``width`` columns.
+
+    The small curves share both axes: from left to right a run's steps, all of them, and from the lowest to the highest
+    accuracy of any. ``best`` is that of each arm; without ``blocks``, in a terminal that lacks them, there is no curve.
+    """
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    told = [value for job in running for value in job.curve if value is not None]
+    low, high = min(told, default=0.0), max(told, default=1.0)
+    cells: dict[str, list[Any]] = {
+        "arm": [job.arm for job in running],
+        "seed": [str(job.seed) for job in running],
+        "": [ProgressBar(total=job.steps, completed=job.step, width=BAR) for job in running],
+        "steps": [f"{job.step}/{job.steps}" for job in running],
+        "steps/s": [f"{job.rate:.1f}" for job in running],
+        "held-out so far": [sparkline(_until_now(job), low, high).ljust(POINTS) for job in running],
+        "now": ["" if job.accuracy is None else f"{job.accuracy:.2%}" for job in running],
+        "arm's best": [f"{best[key]:.2%}" if (key := (job.study, job.arm)) in best else "" for job in running],
+        "left": [_clock(job.left) for job in running],
+    }
+    if not blocks:
+        del cells["held-out so far"]
+    gap = 2  # columns
+    sizes = {
+        title: max([len(title), *(BAR if isinstance(cell, ProgressBar) else len(cell) for cell in column)])
+        for title, column in cells.items()
+    }
+    sizes["arm"] = min(sizes["arm"], ARM)
+    for title in SPARED:
+        if sum(sizes.values()) + gap * len(sizes) > width:
+            sizes.pop(title, None)
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="")
+    room = width - sum(size + gap for title, size in sizes.items() if title != "arm") - gap
+    for title in sizes:
+        table.add_column(
+            title,
+            justify="left" if title in ("arm", "", "held-out so far") else "right",
+            style="cyan" if title == "held-out so far" else "",
+            no_wrap=True,
+            overflow="ellipsis",
+            max_width=max(8, room) if title == "arm" else None,
+        )
+    for row in zip(*(cells[title] for title in sizes), strict=True):
+        table.add_row(*(cell if isinstance(cell, ProgressBar) else Text(cell) for cell in row))
+    return table
+
+
+def sparkline(values: Sequence[float | None], low: float, high: float) -> str:
+    """Return ``values`` as one block a value, the lowest block at ``low`` and the highest at ``high``."""
+    step = (high - low) / (len(BLOCKS) - 1) or 1.0
+    return "".join(" " if value is None else BLOCKS[round((value - low) / step)] for value in values)
+
+
+def _until_now(job: Job) -> list[float | None]:
+    """Return a job's curve with its last value held until the step it is at."""
+    last = job.curve[-1:] * (_slot(job.step, job.steps) + 1 - len(job.curve))
+    return [*job.curve, *last]
 
 
 def _read(path: Path) -> Job:

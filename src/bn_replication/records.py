@@ -3,7 +3,7 @@
 A run is a directory ``<root>/<scale>/<study>/<arm>/seed=<n>/`` that holds
 
 - ``curves.jsonl``: one JSON object a row, ordered by step;
-- ``activations.jsonl`` (``.jsonl.gz`` once published): the probes' rows;
+- ``activations.jsonl`` (``.jsonl.gz`` once published): the probes' rows, in later records with a ``gradient``;
 - ``run.json``: configuration, outcome, provenance and the digests of the two files above. It is written
   last and atomically, so a directory without it is a run that has not ended.
 """

@@ -105,6 +105,31 @@ function histograms(data, state, width) {
     } } };
 }
 
+// How much of the loss's gradient reaches the layer's weights, over decades; what is exactly zero has no place there.
+function gradients(data, state) {
+  const values = data.series.flatMap((one) => one.layer !== Number(state.layer) || !state.shown[one.arm] || !one.gradient ? [] : one.step.map((step, i) =>
+    ({ step, value: one.gradient[i], arm: data.arms[one.arm].label }))).filter((row) => row.value > 0);
+  const { arms, ...spec } = base(state, data);
+  const color = { field: "arm", type: "nominal", scale: { domain: arms.domain, range: arms.range }, legend: null };
+  const strokeDash = { field: "arm", type: "nominal", scale: { domain: arms.domain, range: arms.dashes }, legend: null };
+  const x = steps(state.logX), y = { field: "value", type: "quantitative", title: "rms of d loss / d W", scale: { type: "log" }, axis: { format: ".0e" } };
+  return { ...spec, height: 300, data: { values }, layer: [
+    { mark: { type: "line", strokeWidth: 1.5 }, encoding: { x, y, color, strokeDash } },
+    { mark: { type: "point", size: 200, filled: true, opacity: 0 }, encoding: { x, y, color,
+      tooltip: [{ field: "arm" }, { field: "step", format: "," }, { field: "value", title: "rms of d loss / d W", format: ".2e" }] } },
+  ] };
+}
+
+// The views of a layer: name, who draws it, what it shows, and what a record must have for it.
+const VIEWS = {
+  bands: { name: "percentile bands", draw: layers,
+    caption: "Line: median; band: the 15th to the 85th percentile; one panel an arm, on shared axes." },
+  bins: { name: "histograms", draw: histograms, needs: "bins",
+    caption: "Each column is a probe, from before training to its end; the darker a cell, the more inputs fall there. The outermost cells hold what lies beyond." },
+  gradients: { name: "gradients of its weights", draw: gradients, needs: "gradient",
+    caption: "Root mean square of d loss / d W over the weights W in front of this nonlinearity, on the training batch just before each probe." },
+};
+
 async function unpack(script) {
   const bytes = Uint8Array.from(atob(script.textContent), (letter) => letter.charCodeAt(0));
   return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
@@ -142,19 +167,17 @@ function startCurves(figure) {
 
 // One chart for all studies: which one, which layer, and whether as bands or bin by bin.
 async function startDistributions(figure) {
-  const [controls, view, caption] = [".controls", ".view", "figcaption"].map((name) => figure.querySelector(name));
+  const [controls, place, caption] = [".controls", ".view", "figcaption"].map((name) => figure.querySelector(name));
   const scripts = [...document.querySelectorAll("script[data-name]")];
   const state = { layer: "0", logX: true, view: "bands" };
   let data;
   const draw = () => {
-    // A control that would change nothing says so: no histograms were kept, or their columns stand for probes, not steps.
-    const binned = data.series.some((one) => one.bins), drawn = state.view === "bands" || !binned ? layers : histograms;
-    how.querySelector("select").disabled = !binned;
-    log.querySelector("input").disabled = drawn === histograms;
-    caption.textContent = drawn === layers ? "Line: median; band: the 15th to the 85th percentile; one panel an arm, on shared axes." :
-      "Each column is a probe, from before training to its end; the darker a cell, the more inputs fall there. The outermost cells hold what lies beyond.";
-    view.setAttribute("aria-label", `Input of layer ${data.layers[state.layer]} over training, one panel an arm`);
-    return embed(view, drawn(data, state, view.clientWidth));
+    const view = VIEWS[state.view];
+    log.querySelector("input").disabled = state.view === "bins"; // its columns stand for probes, not steps
+    caption.textContent = view.caption;
+    const layer = data.layers[state.layer], what = state.view === "gradients" ? `Gradient of the weights in front of layer ${layer}` : `Input of layer ${layer}`;
+    place.setAttribute("aria-label", `${what} over training, ${state.view === "gradients" ? "a line" : "one panel"} an arm`);
+    return embed(place, view.draw(data, state, place.clientWidth));
   };
   const set = (key) => (value) => { state[key] = value; draw(); };
   const open = async (id) => {
@@ -162,13 +185,20 @@ async function startDistributions(figure) {
     Object.assign(state, { shown: data.arms.map(() => true), layer: String(data.layers.length - 1) });
     const layer = choice("Layer", data.layers.map((name, i) => [String(i), `${i + 1}. ${name}`]), set("layer"));
     layer.querySelector("select").value = state.layer;
+    // Only what this record can show is offered.
+    const kept = Object.entries(VIEWS).filter(([, each]) => !each.needs || data.series.some((one) => one[each.needs]));
+    if (!kept.some(([key]) => key === state.view)) state.view = "bands";
+    const list = how.querySelector("select");
+    list.replaceChildren(...kept.map(([value, each]) => element("option", { value, textContent: each.name })));
+    list.value = state.view;
+    list.disabled = kept.length < 2;
     boxes.replaceChildren(...armBoxes(data, state, draw));
     pick.replaceChildren(layer);
     await draw();
   };
-  const [boxes, pick] = [element("div", { className: "settings" }), element("span")];
+  const [boxes, pick] = [element("div", { className: "settings arms" }), element("span")];
   const study = choice("Study", scripts.map((script) => [script.id, script.dataset.name]), open);
-  const how = choice("View", [["bands", "percentile bands"], ["bins", "histograms"]], set("view")), log = checkbox("log steps", true, set("logX"));
+  const how = choice("View", [], set("view")), log = checkbox("log steps", true, set("logX"));
   controls.append(element("div", { className: "settings" }, study, pick, how, log), boxes);
   document.querySelectorAll("[data-study]").forEach((link) => link.addEventListener("click", () => {
     study.querySelector("select").value = link.dataset.study;

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import base64
+import functools
 import gzip
 import itertools
 import json
+import os
 import re
 import sys
 import zlib
@@ -21,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 import pandas as pd
@@ -28,7 +31,7 @@ import vl_convert
 import yaml
 from markupsafe import Markup
 
-from bn_replication import figures
+from bn_replication import fig4, figures
 from bn_replication.claims import Verdict, judge
 from bn_replication.errors import UserError, nearest
 from bn_replication.figures import Frame
@@ -213,16 +216,18 @@ def curves_data(runs: Frame) -> dict[str, Any] | None:
 
 
 def layers_data(runs: Frame) -> dict[str, Any] | None:
-    """Return percentiles and histograms of every layer over steps, of each arm's lowest seed; ``None`` without any.
+    """Return percentiles, histograms and gradients of every layer over steps, of each arm's lowest seed.
 
-    A histogram is one character a bin, from ``0`` (empty) to ``?`` (the fullest bin of its probe): code less 48, of 15.
+    ``None`` where nothing was probed; earlier records have no gradients, and no run has any before its first step. A
+    histogram is one character a bin, from ``0`` (empty) to ``?`` (the fullest bin of its probe): code less
+    48, of 15.
     """
     lowest = runs.loc[runs.groupby("arm")["seed"].idxmin()]
     activations = load_activations(lowest)
     if activations.empty:
         return None
     bands, style = figures.layer_bands(activations), figures.looks(runs)
-    bands["histogram"] = activations.get("histogram")
+    bands["histogram"], bands["gradient"] = activations.get("histogram"), activations.get("gradient")
     arms, layers = list(style), bands.drop_duplicates("layer")["layer"].tolist()
     edges = {key: _one_of(lowest, f"probe.histogram.{key}") for key in ("low", "high")}
     series = []
@@ -231,7 +236,9 @@ def layers_data(runs: Frame) -> dict[str, Any] | None:
         values = {p: [_digits(value, 3) for value in own[p].tolist()] for p in ("p15", "p50", "p85")}
         one = {"arm": arms.index(str(arm)), "layer": layers.index(layer), "step": own["step"].tolist(), **values}
         drawn = [_characters(counts) for counts in own["histogram"]]
-        series.append(one | ({"bins": drawn} if any(drawn) and None not in edges.values() else {}))
+        one |= {"bins": drawn} if any(drawn) and None not in edges.values() else {}
+        gradients = [None if pd.isna(value) else _digits(value, 3) for value in own["gradient"]]
+        series.append(one | ({"gradient": gradients} if any(gradients) else {}))
     return {"kind": "layers", "layers": layers, "arms": _arms(style), "edges": edges, "series": series}
 
 
@@ -291,6 +298,8 @@ def rate_tables(runs: Frame, fig2: Frame, paper: Mapping[str, Any]) -> list[dict
     """
     if figures.swept(runs) != "initial rate" or not {"none", "batch"} <= set(runs.get("choice.norm", ())):
         return []
+    if set(figures.axes_of(runs)) - {"norm", "optimizer.rate", "optimizer.multiple"}:
+        return []  # several nets a norm: neither a best rate nor a range is theirs in common
     curves = load_curves(runs)
     ranges = figures.usable_rates(runs, curves)
     table = [
@@ -372,7 +381,9 @@ def _places(runs: Frame) -> list[tuple[Any, Any, Path]]:
     return list(runs[["arm", "seed", "path"]].itertuples(index=False, name=None))
 
 
-def panels(study: str, found: Sequence[Source], paper: Mapping[str, Any]) -> list[dict[str, Any]]:
+def panels(
+    study: str, found: Sequence[Source], paper: Mapping[str, Any], ledger: Mapping[str, Entry] | None = None
+) -> list[dict[str, Any]]:
     """Return a study's panels, one a scale and source: figures, chart data and, for Figure 3, its table."""
     result = []
     for scale in SCALES:
@@ -389,8 +400,8 @@ def panels(study: str, found: Sequence[Source], paper: Mapping[str, Any]) -> lis
                     "drawing": drawing,
                     "svg": inline(figures.render(drawing.figure), f"{key}-{drawing.name}", drawing.title),
                 }
-                for drawing in ([] if same else figures.draw_study(runs))
-                if drawing.name not in ("curves", "layers")  # the interactive charts show these
+                # The interactive charts show the others.
+                for drawing in ([] if same else figures.draw_study(runs, ledger, without=("curves", "layers")))
             ]
             table = None
             variants = set(runs["choice.variant"]) if "choice.variant" in runs else set()
@@ -398,7 +409,7 @@ def panels(study: str, found: Sequence[Source], paper: Mapping[str, Any]) -> lis
                 table = fig3_rows(figures.fig3_table(runs, load_curves(runs), paper.get("fig3", {})))
             fig2 = source.runs[(source.runs["study"] == "fig2_inception") & (source.runs["scale"] == scale)]
             statuses = runs["status"].value_counts().to_dict()
-            curves = None if same else curves_data(runs)
+            curves = None if same else curves_data(figures.trained(runs))
             result.append(
                 {
                     "key": key,
@@ -410,10 +421,10 @@ def panels(study: str, found: Sequence[Source], paper: Mapping[str, Any]) -> lis
                     "drawn": drawn,
                     "table": table,
                     "same": same,
-                    "tables": [] if same else rate_tables(runs, fig2, paper),
+                    "tables": [] if same else rate_tables(runs, fig2, paper) + fig4.tables(runs, paper.get("fig4", {})),
                     "curves": curves,
                     "endings": endings(runs, curves) if curves else [],
-                    "layers": None if same else layers_data(runs),
+                    "layers": None if same else layers_data(figures.trained(runs)),
                 }
             )
     return result
@@ -442,13 +453,20 @@ def fig3_rows(table: Frame) -> list[dict[str, str]]:
     return rows
 
 
+def record_link(source: Source, scale: str, study: str, beside: Path) -> tuple[str, str]:
+    """Return a place of records as a reader sees it and as a page in the folder ``beside`` links to it."""
+    place = source.root / scale / study
+    return str(place), quote(os.path.relpath(place, beside) + "/")
+
+
 def provenance(source: Source) -> dict[str, Any]:
     """Return where a source's numbers come from: versions, machines, revisions, and the time they took."""
     seen: dict[str, set[str]] = {}
     for directory in source.runs["path"]:
         record = read_run_json(directory) or {}
         for key, value in record.get("environment", {}).items():
-            seen.setdefault(key, set()).add(str(value))
+            if value is not None:  # what runs need not tell: an exact claim has no revision of its own
+                seen.setdefault(key, set()).add(str(value)[:12] if key == "git" else str(value))
     seconds = source.runs["seconds"].astype(float).sum()
     started = source.runs["started"].dropna().astype(str).str[:10]
     studies = source.runs.groupby(["scale", "study"], sort=True).agg(
@@ -481,9 +499,10 @@ def _duration(seconds: float) -> str:
 # --- the page ----------------------------------------------------------------------------------------------
 
 
-def page(roots: Sequence[Path] = ROOTS, ledger_path: Path = LEDGER) -> str:
-    """Return the report on the records in ``roots`` as one HTML document."""
+def page(roots: Sequence[Path] = ROOTS, ledger_path: Path = LEDGER, beside: Path = Path("results")) -> str:
+    """Return the report on the records in ``roots`` as one HTML document, to lie in the folder ``beside``."""
     raw, ledger, paper = read_yaml(ledger_path), load_ledger(ledger_path), read_yaml(PAPER)
+    register = read_yaml(AMBIGUITIES) if AMBIGUITIES.exists() else {}
     every = sources(roots, ledger)
     found = [source for source in every if len(source.runs)]
     rows = scoreboard(ledger, paper, found)
@@ -491,11 +510,16 @@ def page(roots: Sequence[Path] = ROOTS, ledger_path: Path = LEDGER) -> str:
     studies = []
     for study in dict.fromkeys([entry.study for entry in ledger.values()] + run_studies):
         claims = [
-            {**row, "rule": rule(row["entry"], raw), "effect": effect_svg(row["entry"], row, paper, found)}
+            {
+                **row,
+                "rule": rule(row["entry"], raw),
+                "effect": effect_svg(row["entry"], row, paper, found),
+                "open": [(name, each["what"]) for name, each in register.items() if row["entry"].id in each["moves"]],
+            }
             for row in rows
             if row["entry"].study == study
         ]
-        shown = panels(study, found, paper)
+        shown = panels(study, found, paper, ledger)
         if shown:
             studies.append({"name": study, "asks": asks(study), "claims": claims, "panels": shown})
     waiting = [row for row in rows if row["entry"].study not in {study["name"] for study in studies}]
@@ -518,7 +542,8 @@ def page(roots: Sequence[Path] = ROOTS, ledger_path: Path = LEDGER) -> str:
         rows=rows,
         studies=studies,
         waiting=waiting,
-        ambiguities=read_yaml(AMBIGUITIES) if AMBIGUITIES.exists() else {},
+        ambiguities=register,
+        record_link=functools.partial(record_link, beside=beside),
         provenance=[(source, provenance(source)) for source in found],
         command=command,
         as_json=as_json,
@@ -592,7 +617,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.claim:
             show_claim(options.claim, roots)
             return 0
-        content = page(roots).encode()
+        content = page(roots, beside=options.out.parent).encode()
         options.out.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(options.out, content)
         print(f"{options.out}: {len(content) / 1e6:.1f} MB")

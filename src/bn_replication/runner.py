@@ -2,7 +2,7 @@
 
 A run is complete (its ``run.json`` is there: skipped), partial (resumed to the bit), failed (tried again from its
 checkpoint) or new. The same directory with another configuration is refused, naming what differs, and nothing in it is
-touched.
+touched. Of several replicas, rank 0 keeps the directory; the others do as it says.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from torch import nn
 
 from bn_replication import build, checkpoint, records, schedules
 from bn_replication.data import load
+from bn_replication.distributed import World, is_loss, joined
 from bn_replication.errors import UserError
 from bn_replication.evaluate import one_crop
 from bn_replication.inputs import Inputs
@@ -72,8 +73,27 @@ def run(cfg: Config, arm: str, report: Callable[..., None] = lambda *_: None) ->
     Raises:
         UserError: what was asked cannot be done (a stale record, missing data, a full disk); nothing is lost.
         Interrupted: asked to stop; what was done is saved.
+        Lost: another process of this run is gone; what was saved last is there.
         Exception: anything else (out of memory, a defect), recorded as ``failed`` with its reason first.
     """
+    with joined(cfg.replicas, cfg.machine.device) as world:
+        return _lead(cfg, arm, report, world) if world.rank == 0 else _follow(cfg, arm, report, world)
+
+
+def _follow(cfg: Config, arm: str, report: Callable[..., None], world: World) -> Outcome:
+    """Do this replica's part of the run that rank 0 leads, which alone reads and writes its directory."""
+    lead = world.hear()
+    if lead is None:
+        return Outcome("skipped", "rank 0 has nothing to do")
+    if lead != cfg.identity():
+        raise UserError(
+            f"rank {world.rank}: found another configuration here than rank 0 has, expected one run on all machines; "
+            "mend configs/ and the command here or there"
+        )
+    return _Run(cfg, arm, Path(os.devnull), report, world).carry_out()
+
+
+def _lead(cfg: Config, arm: str, report: Callable[..., None], world: World) -> Outcome:
     directory = cfg.machine.results / cfg.scale.name / cfg.study / arm / f"seed={cfg.seed}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -82,12 +102,14 @@ def run(cfg: Config, arm: str, report: Callable[..., None] = lambda *_: None) ->
             if done is not None:
                 _refuse_if_stale(directory / records.RUN, done["config"], cfg)
                 if done["status"] != "failed":
+                    world.hear(None)
                     return Outcome("skipped", f"already {done['status']}")
             _device_ready(cfg)
             # Nobody else is at work here: what a kill left half-written goes, and so does a failure now tried again.
             records.remove_temporaries(directory)
             (directory / records.RUN).unlink(missing_ok=True)
-            return _Run(cfg, arm, directory, report).carry_out()
+            world.hear(cfg.identity())
+            return _Run(cfg, arm, directory, report, world).carry_out()
     except OSError as error:
         if error.errno in _UNWRITABLE:
             found = os.strerror(error.errno)
@@ -101,14 +123,15 @@ def run(cfg: Config, arm: str, report: Callable[..., None] = lambda *_: None) ->
 class _Run:
     """The parts of one run and the files that it writes."""
 
-    def __init__(self, cfg: Config, arm: str, directory: Path, report: Callable[..., None]) -> None:
+    def __init__(self, cfg: Config, arm: str, directory: Path, report: Callable[..., None], world: World) -> None:
         self.cfg, self.arm, self.directory, self.report = cfg, arm, directory, report
+        self.world, self.leads = world, world.rank == 0  # who leads reads and writes; the others have no directory
         torch.set_num_threads(cfg.machine.threads)
         self.rules = digests_for_study(cfg.study)
         # Now, not at the end: the files may be others by then, and the modules are those of now.
         self.environment = environment(cfg.machine.device, cfg.machine.threads)
         self.resumed: list[dict[str, Any]] = []  # where it went on in another environment, and what differed
-        self.started, self.step, self.stopping = time.time(), 0, False
+        self.started, self.step = time.time(), 0
         self.seconds: Callable[[], float] = lambda: 0.0  # of training
 
     def carry_out(self) -> Outcome:
@@ -117,28 +140,31 @@ class _Run:
             return self._train()
         except Exception as error:
             refused = isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in _UNWRITABLE)
-            if not refused:
+            if not (refused or is_loss(error)):
                 self._record("failed", _reason(error), self.step, {})
             raise
 
     def _prepare(self) -> None:
         cfg = self.cfg
         # Arguments first: a wrong one is refused before any data is read.
-        construct = build.model(cfg.model, build.norm(cfg.norm))
+        last = None if cfg.last_norm is None else build.norm(cfg.last_norm)
+        construct = build.model(cfg.model, build.norm(cfg.norm), last)
         data = cfg.data
-        self.split = load(data.name, data.root, data.split, data.subset, data.source, cfg.machine.device)
-        self.inputs = Inputs(cfg, self.split)
-        shape = tuple(self.split.train.images.shape[1:])
-        network = construct(shape, self.split.train.classes, generator(cfg.seed, "initialise"))
+        whole = (data.size, data.images)
+        self.split = load(data.name, data.root, data.split, data.subset, data.source, cfg.machine.device, *whole)
+        self.inputs = Inputs(cfg, self.split, self.world.rank)
+        network = construct(self.split.train.shape, self.split.train.classes, generator(cfg.seed, "initialise"))
         materialize(network.to(cfg.machine.device), self.inputs.held_out(0, 2)[0])
         self.model: nn.Module = network.to(memory_format=torch.channels_last)
+        self.trained = self.world.replicate(self.model)
         self.optimizer = build.sgd(self.model, cfg.optimizer)
         self.meter = Meter()
         self.curve: dict[str, float] = {}
         self.best = 0.0
         even = {round(cfg.steps * k / cfg.evaluate.times) for k in range(cfg.evaluate.times + 1)}
         self.evaluated = even | {cfg.steps}
-        self.probed = set(log_and_even(cfg.steps, cfg.probe.points)) if cfg.probe.enabled else set()
+        probes = cfg.probe.enabled and self.leads
+        self.probed = set(log_and_even(cfg.steps, cfg.probe.points)) if probes else set()
         self.saved = set(range(cfg.machine.checkpoint_every, cfg.steps, cfg.machine.checkpoint_every))
         self.probe = self._make_probe() if cfg.probe.enabled else None
         self.measures = Measures(cfg, self.model, self.split, self.inputs, self.probe.inputs if self.probe else None)
@@ -151,11 +177,11 @@ class _Run:
         clock = time.monotonic()  # the other clock may be set back
         self.seconds = lambda: before + time.monotonic() - clock
         with contextlib.ExitStack() as stack:
-            self.curves = stack.enter_context(_appending(self.directory / records.CURVES, state))
-            self.activations = stack.enter_context(_appending(self.directory / records.ACTIVATIONS, state))
+            self.curves = stack.enter_context(self._rows(records.CURVES, state))
+            self.activations = stack.enter_context(self._rows(records.ACTIVATIONS, state))
             self.log = stack.enter_context(
                 tracker(
-                    mode=cfg.wandb.mode,
+                    mode=cfg.wandb.mode if self.leads else "disabled",
                     project=cfg.wandb.project,
                     entity=cfg.wandb.entity,
                     directory=cfg.wandb.directory,
@@ -167,12 +193,13 @@ class _Run:
                 )
             )
             stack.enter_context(_signals(self._stop))
+            stack.callback(self.inputs.close)
             if state is None:
                 self._on_step(0)
-            else:  # a resumed run is a new one to the tracker: it gets what the interrupted one had
+            elif self.leads:  # a resumed run is a new one to the tracker: it gets what the interrupted one had
                 self._replay()
             diverged = fit(
-                self.model,
+                self.trained,
                 self.optimizer,
                 self.inputs.training,
                 self._rate,
@@ -182,7 +209,9 @@ class _Run:
                 meter=self.meter,
                 on_step=self._on_step,
                 precision=getattr(torch, cfg.precision),
+                world=self.world,
             )
+            self.world.average(self.model)
             finite = all(bool(p.isfinite().all()) for p in self.model.parameters())
             status = "completed" if diverged is None and finite else "diverged"
             summary = self._summary() if status == "completed" else {}
@@ -191,15 +220,21 @@ class _Run:
         steps_done = cfg.steps if diverged is None else diverged
         reason = None if status == "completed" else f"loss or weights ceased to be finite at step {steps_done}"
         self._record(status, reason, steps_done, summary)
-        checkpoint.discard(self.directory)
-        (self.directory / STARTED).unlink(missing_ok=True)
+        if self.leads:
+            checkpoint.discard(self.directory)
+            (self.directory / STARTED).unlink(missing_ok=True)
         final = summary.get(self.accuracy_key)
         return Outcome(status, reason or f"{self.accuracy_key} {final:.4f}", final)
 
     def _record(self, status: str, reason: str | None, steps_done: int, summary: dict[str, float]) -> None:
+        if not self.leads:
+            return
         cfg = self.cfg
         files = [name for name in (records.CURVES, records.ACTIVATIONS) if (self.directory / name).exists()]
-        ended = {} if status == "failed" else {"weights": _digest(self.model, self.optimizer)}
+        ended: dict[str, Any] = {} if status == "failed" else {"weights": _digest(self.model, self.optimizer)}
+        if status == "completed" and cfg.evaluate.keep is not None:
+            kept = checkpoint.keep(self.directory / checkpoint.WEIGHTS, self.model.state_dict())
+            ended["kept"] = {checkpoint.WEIGHTS: kept}  # not among `files`, which are published
         records.write_run_json(
             self.directory,
             {
@@ -222,6 +257,9 @@ class _Run:
             },
         )
 
+    def _rows(self, name: str, state: dict[str, Any] | None) -> contextlib.AbstractContextManager[TextIO]:
+        return _appending(self.directory / name, state) if self.leads else open(os.devnull, "w")
+
     def _rate(self, step: int) -> float:
         cfg = self.cfg
         decay = schedules.exponential(step / cfg.steps, cfg.schedule.total, cfg.schedule.speed)
@@ -235,12 +273,14 @@ class _Run:
 
     def _on_step(self, step: int) -> None:
         self.step = step
+        if step:
+            self.measures.after_step()
         if step in self.evaluated:
             self._write_row(step)
         if step in self.probed:
             self._write_activations(step)
         self.report(step, self.curve.get(self.accuracy_key))
-        stopping = self.stopping
+        stopping = self.world.stopping
         if step in self.saved or stopping:
             self._save(step)
         if stopping:
@@ -248,18 +288,25 @@ class _Run:
 
     def _stop(self, *_: object) -> None:
         # A plain flag: a second signal that comes while this one is answered would wait for an Event's lock for ever.
-        self.stopping = True
+        self.world.asked = True
 
     def _evaluate(self, examples: int) -> dict[str, float]:
         count = min(examples or len(self.split.held_out), len(self.split.held_out))
-        result = one_crop(self.model, self.inputs.held_out, count, self.cfg.evaluate.batch_size)
+        share = self.world.share(count)
+
+        def inputs(start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.inputs.held_out(share.start + start, share.start + stop)
+
+        own = one_crop(self.model, inputs, len(share), self.cfg.evaluate.batch_size)
+        result = self.world.mean(own, len(share))
         return {f"{self.split.held_out_name}_{key}": _round(value) for key, value in result.items()}
 
     def _write_row(self, step: int) -> None:
         trained = {key: _round(value) for key, value in self.meter.row().items()}
-        epoch = step * self.cfg.batch_size / len(self.split.train)
-        held_out = self._evaluate(self.cfg.evaluate.examples)
-        trained |= {key: _round(value) for key, value in self.measures.columns().items()}
+        epoch = step * self.cfg.replicas * self.cfg.batch_size / len(self.split.train)
+        with self.world.averaged(self.model):
+            held_out = self._evaluate(self.cfg.evaluate.examples)
+            trained |= {key: _round(value) for key, value in self.measures.columns().items()}
         self.curve = {"step": step, "epoch": _round(epoch), "rate": _round(self._rate(step)), **trained, **held_out}
         self.best = max(self.best, held_out[self.accuracy_key])
         self.curves.write(records.json_line(self.curve))
@@ -275,11 +322,12 @@ class _Run:
     def _summary(self) -> dict[str, float]:
         """The last row, the same two numbers over every held-out image, and what else is to be measured."""
         last = {key: value for key, value in self.curve.items() if key.startswith(("train_", "fit_"))}
-        return last | self._evaluate(0) | {key: _round(value) for key, value in self.measures.summary().items()}
+        measured = self.measures.summary() if self.leads else {}
+        return last | self._evaluate(0) | {key: _round(value) for key, value in measured.items()}
 
     def _make_probe(self) -> Probe:
         cfg = self.cfg.probe
-        indices = torch.arange(min(cfg.examples, len(self.split.train)), device=self.split.train.images.device)
+        indices = torch.arange(min(cfg.examples, len(self.split.train)), device=self.split.train.device)
         return Probe(
             self.model,
             self.inputs.plain(self.split.train, indices),
@@ -301,6 +349,9 @@ class _Run:
     # --- checkpoints --------------------------------------------------------------------------------------
 
     def _save(self, step: int) -> None:
+        replicas = self.world.collect({name: buffer.cpu() for name, buffer in self.model.named_buffers()})
+        if not self.leads:
+            return
         for file in (self.curves, self.activations):
             file.flush()
             os.fsync(file.fileno())
@@ -308,10 +359,12 @@ class _Run:
             "step": step,
             "seconds": self.seconds(),
             "model": self.model.state_dict(),
+            "replicas": replicas,  # their buffers; all else is the same on each of them
             "optimizer": self.optimizer.state_dict(),
             "meter": vars(self.meter),
             "curve": self.curve,
             "best": self.best,
+            "measures": self.measures.state(),
             "environment": self.environment,
             "resumed": self.resumed,
             "offsets": {records.CURVES: self.curves.tell(), records.ACTIVATIONS: self.activations.tell()},
@@ -319,17 +372,28 @@ class _Run:
         checkpoint.save(self.directory, state)
 
     def _resume(self) -> dict[str, Any] | None:
+        """Go on from what a run that was cut off has saved, if it has."""
+        state = self.world.hear(self._saved() if self.leads else None)
+        if state is not None:
+            if state["step"] > 0:
+                self.world.rehearse(self.trained, self.inputs.training(0)[0])
+            self.model.load_state_dict(state["model"])
+            if self.world.size > 1:
+                self.model.load_state_dict(state["replicas"][self.world.rank], strict=False)
+            self.optimizer.load_state_dict(state["optimizer"])
+            vars(self.meter).update(state["meter"])
+            self.curve, self.best = state["curve"], state["best"]
+            self.measures.load_state(state.get("measures", {}))
+        return state
+
+    def _saved(self) -> dict[str, Any] | None:
         """Load the checkpoint of a run that was cut off, or mark a new one as started."""
         marker = self.directory / STARTED
         with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
             _refuse_if_stale(marker, json.loads(marker.read_text()), self.cfg)
-            state = checkpoint.load(self.directory, self.cfg.machine.device)
+            state = checkpoint.load(self.directory, self.cfg.machine.device if self.world.size == 1 else "cpu")
             if state is not None:
                 self._compare(state)
-                self.model.load_state_dict(state["model"])
-                self.optimizer.load_state_dict(state["optimizer"])
-                vars(self.meter).update(state["meter"])
-                self.curve, self.best = state["curve"], state["best"]
                 return state
         records.atomic_write(marker, json.dumps(self.cfg.identity(), indent=1).encode())
         checkpoint.discard(self.directory)
@@ -415,7 +479,8 @@ def _appending(path: Path, state: dict[str, Any] | None) -> Iterator[TextIO]:
 
 
 def _refuse_if_stale(path: Path, found: dict[str, Any], cfg: Config) -> None:
-    there, here = records.flatten(found), records.flatten(cfg.identity())
+    alone = {"replicas": 1}  # which identities leave out
+    there, here = alone | records.flatten(found), alone | records.flatten(cfg.identity())
     changed = [
         f"{key}: {there.get(key, 'absent')} there, {here.get(key, 'absent')} here"
         for key in sorted(there.keys() | here.keys())
@@ -423,24 +488,43 @@ def _refuse_if_stale(path: Path, found: dict[str, Any], cfg: Config) -> None:
     ]
     if changed:
         shown = "; ".join(changed[:4]) + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
+        # Its examples are dealt, and its gradients averaged, over so many processes.
+        others = f"go on with torchrun --nproc-per-node={there['replicas']}, "
+        ways = others if there["replicas"] != here["replicas"] else ""
         raise UserError(
             f"{path}: found a run of another configuration ({shown}), expected this one; "
-            "remove its directory or name another study=..."
+            f"{ways}remove its directory or name another study=..."
         )
 
 
 @contextlib.contextmanager
 def _signals(stop: Callable[..., None]) -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into a stop at the end of the step in hand."""
+    """Turn SIGINT and SIGTERM into a stop at the end of the step in hand.
+
+    Where someone answers SIGUSR2, a scheduler gives its warnings by it: submitit under Slurm, before it preempts a job
+    or the time is up. It then means stop, and is passed on once the run is saved, so that the job is queued again;
+    SIGTERM stays submitit's, which lets a job train on until it is ended in earnest.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    warned = False
+
+    def warn(*_: object) -> None:
+        nonlocal warned
+        warned = True
+        stop()
+
+    scheduled = callable(signal.getsignal(signal.SIGUSR2))
+    answers = {signal.SIGUSR2: warn} if scheduled else {signal.SIGTERM: stop}
+    before = {number: signal.signal(number, answer) for number, answer in ({signal.SIGINT: stop} | answers).items()}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if warned:
+            signal.raise_signal(signal.SIGUSR2)
 
 
 def _device_ready(cfg: Config) -> None:

@@ -68,6 +68,7 @@ class Scale(Section):
     base_rate: Positive
     evaluations: Count
     examples: Annotated[Whole, Field(ge=0)]
+    checkpoint_every: Count
 
 
 class Data(Section):
@@ -79,6 +80,8 @@ class Data(Section):
     subset: Count | None
     order: Literal["full", "within_shard", "fixed"]
     shards: Count
+    size: Count | None = None  # of the squares cut from images of many sizes
+    images: Count | None = None  # how many training images must be there
 
 
 class Augment(Section):
@@ -90,9 +93,18 @@ class Augment(Section):
     saturation: Fraction
     hue: Fraction
     strength: NonNegative
+    area: Annotated[Real, Field(gt=0, le=1)] | None = None  # least share of an image that a random crop takes
+    aspect: Annotated[Real, Field(ge=1, le=100)] | None = None  # of its sides, at most, either way
+
+    @model_validator(mode="after")
+    def _crops(self) -> Augment:
+        if (self.area is None) != (self.aspect is None):
+            raise ValueError(f"area and aspect, or neither, found area={self.area} and aspect={self.aspect}")
+        return self
 
     @property
     def changes_anything(self) -> bool:
+        """Whether an image of its own size is changed; random crops are taken before."""
         reach = self.brightness + self.contrast + self.saturation + self.hue
         return self.flip or self.crop > 0 or reach * self.strength > 0
 
@@ -138,10 +150,19 @@ class Probe(Section):
     units_of: Literal["none", "last"]
 
 
+class Keep(Section):
+    """For what a run keeps its final weights: how ``python -m bn_replication.ensemble`` evaluates them."""
+
+    examples: Annotated[Whole, Field(ge=0)]
+    short_sides: Annotated[list[Annotated[Whole, Field(ge=224)]], Field(min_length=1)]
+    statistics_batches: Annotated[Whole, Field(ge=0)]
+
+
 class Evaluate(Section):
     times: Few
     batch_size: Count
     examples: Annotated[Whole, Field(ge=0)]
+    keep: Keep | None = None
 
 
 class Statistics(Section):
@@ -154,11 +175,13 @@ class Statistics(Section):
 class Measure(Section):
     """What a run records besides its curve and probes; it watches, and changes no bit of training."""
 
+    gradients: bool = True  # probes: root mean square of d loss / d W, layer by layer; free, so on
     fit: bool = False  # curve: loss and accuracy on training images as on held-out ones, columns fit_*
     linear_share: bool = False  # probes: share of a sigmoid's outputs in [0.2, 0.8] and [0.1, 0.9]
     jacobian: bool = False  # probes: singular values of the Jacobians between consecutive nonlinearities
     conditioning: bool = False  # summary: the spectrum of what the net is given
     cost: bool = False  # summary: time of a step, and of one with BN in the norm's place, in one process
+    average: Annotated[Real, Field(gt=0, lt=1)] | None = None  # summary: weights averaged, the old one's share a step
     statistics: Statistics | None = None  # summary: the final weights under other statistics than the running ones
 
 
@@ -178,6 +201,7 @@ class Machine(Section):
     results: Path
     checkpoint_every: Count
     jobs: Whole
+    workers: Annotated[Whole, Field(ge=0, le=1024)]
     resume_anyway: bool
 
 
@@ -189,6 +213,7 @@ class Config(Section):
     seed: Annotated[Whole, Field(ge=0)]
     steps: Count
     batch_size: Count
+    replicas: Count = 1
     precision: Literal["float32", "bfloat16"]
     scale: Scale
     data: Data
@@ -203,6 +228,7 @@ class Config(Section):
     machine: Machine
     tuned: dict[str, Positive]
     measure: Measure = Measure()
+    last_norm: Component | None = None  # of the last hidden layers, where it is not ``norm``
 
     @model_validator(mode="after")
     def _compatible(self) -> Config:
@@ -212,9 +238,16 @@ class Config(Section):
             raise ValueError("precision=float32 on the CPU, found precision=bfloat16, which is slow or wrong there")
         if (self.measure.linear_share or self.measure.jacobian) and not self.probe.enabled:
             raise ValueError("probe.enabled=true with measure.linear_share or measure.jacobian, found it false")
-        batch_norms = ("batch", "batch_no_affine", "tracking", "reference", "detached", "per_activation")
+        batch_norms = ("batch", "batch_no_affine", "tracking", "reference", "detached", "per_activation", "sync")
         if self.measure.statistics is not None and self.norm.name not in batch_norms:
             raise ValueError(f"a batch norm with measure.statistics, found norm={self.norm.name}")
+        if self.norm.name == "sync" and self.replicas == 1:
+            raise ValueError("norm=batch where one process trains (torchrun starts several), found norm=sync")
+        if self.replicas > 1 and self.measure.cost:
+            raise ValueError(f"measure.cost=false with replicas={self.replicas}, as one of them cannot time a step")
+        if self.replicas > 1 and ":" in self.machine.device:
+            found = f"found machine.device={self.machine.device}"
+            raise ValueError(f"machine.device=cuda with replicas={self.replicas}, each on its own GPU, {found}")
         return self
 
     @property
@@ -222,17 +255,31 @@ class Config(Section):
         """The name chosen in each configuration group: what claims select runs by."""
         groups = {"data": self.data, "model": self.model, "norm": self.norm, "optimizer": self.optimizer}
         groups |= {"schedule": self.schedule, "augment": self.augment, "scale": self.scale}
-        return {"variant": self.variant} | {key: group.name for key, group in groups.items()}
+        chosen = {"variant": self.variant} | {key: group.name for key, group in groups.items()}
+        # A study whose weights are evaluated later has records of several evaluations: a run's own is of one crop.
+        return chosen | ({"evaluation": "one_crop"} if self.evaluate.keep else {})
 
     def identity(self) -> dict[str, Any]:
         """Return what a run *is*: the configuration less what cannot change its numbers."""
         tree = self.model_dump(mode="json", by_alias=True, exclude={"machine", "wandb", "tuned", "measure"})
         for key in ("root", "source"):
             del tree["data"][key]
+        # What came later and is not used is no part of a run, so that every earlier one stays as it was.
+        for group, keys in {"data": ("size", "images"), "augment": ("area", "aspect")}.items():
+            for key in keys:
+                if tree[group][key] is None:
+                    del tree[group][key]
         # Studies take their sizes from the scale; once resolved, only its name says anything more.
         tree["scale"] = {"name": self.scale.name}
+        if self.replicas == 1:  # as every run was before there could be more
+            del tree["replicas"]
+        # Keys that came later: at their defaults, a run is what it was without them.
+        for section, key in ((tree, "last_norm"), (tree["evaluate"], "keep")):
+            if section[key] is None:
+                del section[key]
         # What is not measured is no part of a run, so that a new measure leaves every earlier run as it is.
-        measured = self.measure.model_dump(mode="json", exclude_defaults=True)
+        # Gradients are read off, at no pass of their own, and no claim rests on them: with or without, the same run.
+        measured = self.measure.model_dump(mode="json", exclude_defaults=True, exclude={"gradients"})
         return tree | ({"measure": measured} if measured else {})
 
 

@@ -43,6 +43,7 @@ class Job:
     seed: int
     steps: int
     model: str
+    overrides: tuple[tuple[str, Any], ...] = ()  # what its arm sets of the study's axes, the seed apart
 
     def directory(self, root: Path, scale: str) -> Path:
         return root / scale / self.study / self.arm / f"seed={self.seed}"
@@ -86,11 +87,13 @@ def jobs(study: str, scale: str) -> list[Job]:
     swept = _axes(tree)
     steps, model = int(tree.steps), str(OmegaConf.select(tree, "model.name"))
     seeds = swept.pop("seed", [0])
-    arms = [
-        ",".join(f"{key}={_name(tree, key, value)}" for key, value in sorted(zip(swept, values, strict=True)))
-        for values in itertools.product(*swept.values())
-    ]
-    return [Job(study, arm.replace("/", "_") or "default", int(seed), steps, model) for arm in arms for seed in seeds]
+    found = []
+    for values in itertools.product(*swept.values()):
+        overrides = tuple(zip(swept, values, strict=True))
+        arm = ",".join(f"{key}={_name(tree, key, value)}" for key, value in sorted(overrides, key=lambda pair: pair[0]))
+        arm = arm.replace("/", "_") or "default"
+        found += [Job(study, arm, int(seed), steps, model, overrides) for seed in seeds]
+    return found
 
 
 def axes(study: str, scale: str) -> dict[str, list[Any]]:
@@ -132,7 +135,7 @@ def _parts(path: Path) -> Iterator[Any]:
     for default in OmegaConf.select(own, "defaults") or []:
         if isinstance(default, str) and default != "_self_":
             yield from _parts(path.parent / f"{default}.yaml")
-        for key, value in default.items() if isinstance(default, DictConfig) else ():
+        for key, value in default.items_ex(resolve=False) if isinstance(default, DictConfig) else ():
             if str(key).endswith("/setting"):
                 yield from _parts(CONFIGS / "setting" / f"{value}.yaml")
             elif str(key).endswith("/model"):
@@ -277,8 +280,8 @@ def show(found: Sequence[State], scale: str, detail: bool) -> None:
     rest = " and what has not been timed yet" if len(known) < len(found) else ""
     console.print(
         Text(
-            f"\n{scale} scale: {len(found)} studies, {len(missing)} neither published nor yours in full; to run "
-            f"all of them here: about {clock(sum(known))}{rest}."
+            f"\n{scale} scale: {len(found)} stud{'y' if len(found) == 1 else 'ies'}, {len(missing)} neither published "
+            f"nor yours in full; to run all of them here: about {clock(sum(known))}{rest}."
         )
     )
 

@@ -9,17 +9,23 @@ if TYPE_CHECKING:
     import torch
 
 
-def stream_seed(seed: int, stream: str, index: int = 0) -> int:
-    """Return 63 bits of the run's seed, the stream's name ("order", "augment", ...), an epoch or a step."""
-    key = f"{seed}/{index}/{stream}".encode()  # the free text stands last, so that no two triples share a key
+def stream_seed(seed: int, stream: str, index: int = 0, rank: int = 0) -> int:
+    """Return 63 bits of the run's seed, the stream's name ("order", "augment", ...), an epoch or a step, and a replica.
+
+    Rank 0 draws what a run of one process draws, whatever the number of replicas beside it.
+    """
+    name = f"{stream}@{rank}" if rank else stream
+    key = f"{seed}/{index}/{name}".encode()  # the free text stands last, so that no two triples share a key
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 1
 
 
-def generator(seed: int, stream: str, index: int = 0, device: str | torch.device = "cpu") -> torch.Generator:
+def generator(
+    seed: int, stream: str, index: int = 0, device: str | torch.device = "cpu", rank: int = 0
+) -> torch.Generator:
     """Return a fresh generator on ``device`` at the start of that stream; it takes 5 us."""
     import torch  # here, so that whoever needs only a number does not load torch
 
-    return torch.Generator(device).manual_seed(stream_seed(seed, stream, index))
+    return torch.Generator(device).manual_seed(stream_seed(seed, stream, index, rank))
 
 
 def seed_global(device: torch.device, seed: int) -> None:

@@ -38,6 +38,8 @@ LOG = logging.getLogger(__name__)
 INIT_TIMEOUT = 15  # seconds to reach the server; wandb's own default stalls for 100
 UPLOAD_TIMEOUT = 20  # seconds to finish an upload; what is not sent stays on disk for `wandb sync`
 PATIENCE = 45.0  # seconds: the two above, and some
+CLEARING = 2.0  # seconds that a run waits for the service of one before it, which hung, to be let go of
+_clearing: list[threading.Thread] = []
 # Set once the server could not be had, so that later runs of the process do not wait for it again.
 _offline = threading.Event()
 
@@ -53,7 +55,8 @@ class Tracker:
         rows: Iterable[Mapping[str, Any]],
         edges: Sequence[float] | None = None,
     ) -> None:
-        """Record rows of ``activations.jsonl``: percentiles, moments and, where there are any, histograms.
+        """Record rows of ``activations.jsonl``: percentiles, moments and, where there are any, histograms
+        and gradients.
 
         ``edges`` bounds the bins, one more than there are counts; by default as the configuration's ``probe``
         says, which also names the percentiles. Values by unit stay in our own files.
@@ -87,8 +90,8 @@ def tracker(
 ) -> Tracker:
     """Return the tracker of one run, to be used in a ``with`` statement; several may be open at a time.
 
-    ``config`` is the resolved configuration, nested; its ``batch_size`` turns steps into ``samples_seen``.
-    Nothing is raised here or later: a mirror that cannot be had is a warning.
+    ``config`` is the resolved configuration, nested; its ``batch_size`` (and ``replicas``) turns steps into
+    ``samples_seen``. Nothing is raised here or later: a mirror that cannot be had is a warning.
     """
     if mode == "disabled":
         return Tracker()
@@ -148,7 +151,8 @@ class _Mirror(Tracker):
             LOG.warning("wandb has not answered for %g s; the run ends without it", self._patience)
             self._lost = True
             # Its first act is to unhook the wait that wandb laid on the interpreter's exit; then it may hang.
-            threading.Thread(target=_teardown, daemon=True).start()
+            _clearing.append(threading.Thread(target=_teardown, daemon=True))
+            _clearing[-1].start()
 
     def _put(self, task: Callable[[wandb.Run], object]) -> None:
         if not self._lost:
@@ -177,8 +181,9 @@ class _Mirror(Tracker):
             _teardown()  # its service is gone; the next run starts another
 
     def _log(self, run: wandb.Run, columns: dict[str, Any]) -> None:
-        if batch_size := self._run["config"].get("batch_size"):
-            columns.setdefault("samples_seen", columns["step"] * batch_size)
+        config = self._run["config"]
+        if batch_size := config.get("batch_size"):
+            columns.setdefault("samples_seen", columns["step"] * batch_size * config.get("replicas", 1))
         # No `step=`: wandb's own counter only grows, and the probes come back to the curves' steps.
         run.log(columns)
 
@@ -188,6 +193,8 @@ class _Mirror(Tracker):
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
+        while _clearing:  # or this run might be handed the service that hangs
+            _clearing.pop().join(CLEARING)
         # wandb would quietly turn to the system's temporary directory.
         shared = Path(self._run["dir"], "wandb")
         shared.mkdir(parents=True, exist_ok=True)
@@ -232,6 +239,8 @@ def _by_step(
         for row in layers:
             values = [*row["percentiles"], row.get("mean"), row.get("std")]
             columns |= {f"activations/{row['layer']}/{n}": v for n, v in zip(names, values, strict=True)}
+            if (gradient := row.get("gradient")) is not None:
+                columns[f"gradients/{row['layer']}"] = gradient
             if (counts := row.get("histogram")) is not None:
                 if edges is None:
                     span = probe["histogram"]

@@ -8,10 +8,12 @@ Torch is imported by the jobs, not here, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -23,27 +25,41 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bn_replication import jobs, progress
+from bn_replication import jobs, launch, progress
 from bn_replication.errors import UserError, nearest
 from bn_replication.schema import known_keys, validate
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+# In a list of defaults, a group's choice by the scale: ${at_paper:${scale},imagenet,cifar10}. Replaced, as this file
+# is imported by its name besides being run.
+OmegaConf.register_new_resolver(
+    "at_paper", lambda scale, there, elsewhere: there if scale == "paper" else elsewhere, replace=True
+)
 # Overrides that an arm is not named by: they say which run of it this is, or nothing that changes a number.
 _NOT_IN_ARM = ("seed", "scale", "experiment", "study", "tuned", "wandb", "machine", "hydra", "data.root", "data.source")
 
 
 # Of a sweep: its jobs, until all are composed. None: jobs are carried out as they come, here or where Slurm says.
 _sweep: list[jobs.Job] | None = None
+# Seconds for which a process that has failed because another did, or as another did, leaves the word to that one.
+_PATIENCE = 10.0
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def job(tree: DictConfig) -> None:
     """Carry out one run, or keep it for when all of its sweep are composed."""
+    _composed(tree)  # by its name: a launcher that pickles this function takes along the values it refers to
+
+
+def _composed(tree: DictConfig) -> None:
     settings = HydraConfig.get()
     overrides = list(settings.overrides.task)
     container = resolved(tree)
     arm = arm_of(tree, overrides, settings.sweeper.params or {})
-    if _sweep is None:
+    if _sweep is None and _replicas() > 1:
+        parent = os.getppid()  # torchrun; should it be killed, no one else ends its processes
+        _carry_out(container, arm, overrides, lambda: jobs.stop_when_left(parent))
+    elif _sweep is None:
         _carry_out(container, arm, overrides)
     else:
         place = os.environ.get(progress.VARIABLE)
@@ -61,7 +77,8 @@ def _carry_out(
             with progress.job("refused", " ".join(overrides), 0, 0):
                 raise
         with progress.job(cfg.study, arm, cfg.seed, cfg.steps) as report:
-            from bn_replication.runner import Interrupted, run  # torch comes with it
+            from bn_replication.distributed import Lost  # torch comes with it
+            from bn_replication.runner import Interrupted, run
 
             def watched(step: int, accuracy: float | None = None) -> None:
                 report(step, accuracy)
@@ -72,11 +89,38 @@ def _carry_out(
             except (Interrupted, KeyboardInterrupt):
                 report.end("failed", "stopped when asked to; what it had done is saved, the same command goes on")
                 raise KeyboardInterrupt from None
+            except Lost as error:
+                report.end("failed", f"{error}; the same command goes on from the last checkpoint")
+                time.sleep(_PATIENCE)  # torchrun ends this process meanwhile, and names the one that failed first
+                return
             report.end(outcome.status, outcome.message)
-    except UserError:
-        pass
+    except UserError as error:
+        _after_rank_0(str(error))
+        if progress.VARIABLE not in os.environ:  # nobody reads a progress file: a launcher's job, alone in its process
+            raise
     except Exception:
+        if progress.VARIABLE not in os.environ:
+            raise
         traceback.print_exc()  # a defect of ours: whoever mends it needs more than a line
+
+
+def _replicas() -> int:
+    """Return how many processes torchrun started for this run; 1 without it."""
+    number = os.environ.get("WORLD_SIZE", "1")
+    return int(number) if number.isdecimal() else 1  # anything else is refused with the configuration
+
+
+def _rank() -> int:
+    """Return which of those processes this is; 0 where it is alone."""
+    return int(os.environ.get("RANK", "0")) if _replicas() > 1 else 0
+
+
+def _after_rank_0(complaint: str) -> None:
+    """Leave a refusal to rank 0, which most often has the same and whose end is this one's; then say it after all."""
+    if _rank():
+        with contextlib.suppress(KeyboardInterrupt):  # torchrun, ending this process as well
+            time.sleep(_PATIENCE)
+            print(f"error: rank {_rank()}: {complaint}", file=sys.stderr)
 
 
 def _in_own_process(asked: jobs.Job) -> None:
@@ -94,7 +138,7 @@ def arm_of(tree: DictConfig, overrides: list[str], swept: Any) -> str:
     axes = sorted(key for key in keys if not any(f"{key}.".startswith(f"{no}.") for no in _NOT_IN_ARM))
 
     def value_of(key: str) -> Any:
-        value = OmegaConf.select(tree, key)
+        value = OmegaConf.select(tree, key.rpartition("@")[2])  # norm@last_norm=... stands at last_norm
         return value.name if isinstance(value, DictConfig) and "name" in value else value
 
     return ",".join(f"{key}={value_of(key)}" for key in axes).replace("/", "_") or "default"
@@ -116,31 +160,48 @@ def main() -> int:
             job()
             return 0
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+        if {"-m", "--multirun"} & set(sys.argv) and _replicas() > 1:
+            raise UserError("found -m under torchrun, expected one run; sweep without torchrun, or start it once a run")
         # Forked first, as the display is a thread.
-        server = jobs.Server(_import_torch, _in_own_process) if {"-m", "--multirun"} & set(sys.argv) else None
-        with progress.Sweep(stream=sys.stderr) as sweep:
-            if server is None:
+        several = bool({"-m", "--multirun"} & set(sys.argv))
+        elsewhere = several and launch.asked(sys.argv) is not None
+        server = jobs.Server(_import_torch, _in_own_process) if several and not elsewhere else None
+        with open(os.devnull, "w") as nowhere, progress.Sweep(nowhere if _rank() else sys.stderr) as sweep:
+            if elsewhere:
+                with launch.left_out():
+                    queue = _queue(sweep)
+                launch.carry_out(queue, job)
+            elif server is None:
                 job()
             else:
                 with server:
                     _carry_out_sweep(server, sweep)
         return sweep.exit_code()
     except (HydraException, OmegaConfBaseException, UserError) as error:
-        print(f"error: {explain(error)}", file=sys.stderr)
+        if _rank():
+            _after_rank_0(explain(error))
+        else:
+            print(f"error: {explain(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
 
 
 def _carry_out_sweep(server: jobs.Server, sweep: progress.Sweep) -> None:
-    """Compose every job of a sweep, so that a mistake in any is told before one starts, and carry them out."""
+    """Compose every job of a sweep and carry them out."""
+    queue = _queue(sweep)
+    asked = {each["tree"]["machine"]["jobs"] for each in queue}
+    server.carry_out(queue, min((each for each in asked if each > 0), default=_cores()))
+
+
+def _queue(sweep: progress.Sweep) -> list[jobs.Job]:
+    """Compose every job of a sweep, so that a mistake in any is told before one starts."""
     global _sweep
     _sweep = []
     job()
     queue, _sweep = _sweep, None
     sweep.total = len(queue)
-    asked = {each["tree"]["machine"]["jobs"] for each in queue}
-    server.carry_out(queue, min((each for each in asked if each > 0), default=_cores()))
+    return queue
 
 
 def _cores() -> int:
@@ -157,6 +218,8 @@ def explain(error: Exception) -> str:
             f"found unknown key '{key}', expected one of configs/train.yaml{nearest(key, _all_keys())}; "
             "mend it on the command line or in configs/experiment/"
         )
+    if match := re.search(r"Could not (?:find|load) 'hydra/launcher/(submitit_\w+)'", text):
+        return f"found no launcher {match[1]}, expected hydra-submitit-launcher; pip install -e '.[slurm]' has it"
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         names = [path.stem for path in (CONFIGS / match[1]).glob("*.yaml")]
         return (
@@ -179,4 +242,10 @@ if __name__ == "__main__":
     # By its importable name, so that the workers of a sweep find it.
     from bn_replication.train import main as run_main
 
-    sys.exit(run_main())
+    exit_code = run_main()
+    if _replicas() > 1:
+        # What torch would tidy up at an exit waits, minutes, for processes and a torchrun that may be gone.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    sys.exit(exit_code)

@@ -32,7 +32,7 @@ def augment(
     hue: float = 0.0,
     strength: float = 1.0,
 ) -> Tensor:
-    """Return the distorted batch, float32 in 0..1, shaped like ``images`` (N, C, H, W) uint8.
+    """Return the distorted batch, float32 in 0..1, shaped like ``images`` (N, C, H, W), uint8 or float32 in 0..1.
 
     Draws come from ``generator`` only. flip: mirror half of the images, at random. crop: pad by so many zero
     pixels and cut the old size at a random place. brightness, contrast, saturation: factors uniform in 1 -+
@@ -42,15 +42,19 @@ def augment(
     """
     photometric = check(images.shape[1], crop, brightness, contrast, saturation, hue, strength)
     if not (flip or crop or photometric):
-        return images.float().div_(255)
+        return _unit(images)
     draws = torch.rand(len(images), 7, generator=generator, device=images.device)
     if flip or crop:
         images = _shift(images, draws, flip, crop)
-    pixels = images.float().div_(255)
+    pixels = _unit(images)
     if photometric:
         reach = _reach(brightness, contrast, saturation, hue, strength, images.device)
         pixels = _colour(pixels, (draws[:, BRIGHTNESS:] * 2 - 1) * reach)  # uniform in -reach..reach
     return pixels
+
+
+def _unit(images: Tensor) -> Tensor:
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
 def check(
@@ -78,6 +82,8 @@ def check(
 
 def _shift(images: Tensor, draws: Tensor, flip: bool, crop: int) -> Tensor:
     """Mirror and shift ``images`` (N, C, H, W) of any type by gathering."""
+    if not crop:  # the same without an index for every pixel, of which crops of 224 have many
+        return torch.where((draws[:, FLIP] < 0.5)[:, None, None, None], images.flip(3), images)
     n, c, h, w = images.shape
     top = (draws[:, TOP] * (2 * crop + 1)).long()  # (N,) each in 0..2*crop; crop itself is the middle
     left = (draws[:, LEFT] * (2 * crop + 1)).long()

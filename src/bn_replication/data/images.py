@@ -10,7 +10,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from bn_replication.data import sources
+from bn_replication.data import imagenet, sources
+from bn_replication.data.crops import Place, resample
+from bn_replication.data.imagenet import Pictures
 from bn_replication.data.whiten import PrincipalAxes, principal_axes
 from bn_replication.errors import UserError, nearest
 
@@ -22,6 +24,8 @@ VALIDATION = {
     "mnist": 10_000,
     "fashion_mnist": 10_000,
     "cifar10": 5_000,
+    "imagenet": 50_000,
+    "imagenet_folders": 50_000,
     "mnist_sample": 100,
     "cifar10_sample": 80,
 }
@@ -39,6 +43,32 @@ class Images:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image, as the network is given it: (C, H, W)."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
+
+    @property
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and (biased) standard deviation a channel, (C,) each, in 0..1."""
+        return channel_statistics(self.images)
+
+    def take(self, indices: Tensor | slice) -> Tensor:
+        """Return those images as they are, uint8."""
+        return self.images[indices]
+
+    def crops(self, indices: Tensor | slice, place: Place) -> Tensor:
+        """Return what ``place`` cuts out of each, resized to the size of a whole one: float32 in 0..1."""
+        chosen = self.images[indices]
+        sizes = torch.tensor(self.shape[1:], dtype=torch.float64).expand(len(chosen), 2)
+        pixels = chosen.permute(0, 2, 3, 1).contiguous()
+        return resample(pixels, place(sizes).float().to(self.device), sizes.to(self.device), self.shape[1])
+
     def part(self, start: int | None, stop: int | None) -> Images:
         """Return rows ``start`` to ``stop`` without a copy."""
         return Images(self.images[start:stop], self.labels[start:stop], self.classes)
@@ -48,18 +78,20 @@ class Images:
 class Split:
     """What a run trains on, what it is measured on, and the name of the latter, as its records call it."""
 
-    train: Images
-    held_out: Images
+    train: Images | Pictures
+    held_out: Images | Pictures
     held_out_name: Literal["test", "validation"]
 
     @cached_property
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and (biased) standard deviation a channel, (C,) each, of the *training* images in 0..1."""
-        return channel_statistics(self.train.images)
+        return self.train.statistics
 
     @cached_property
     def principal_axes(self) -> PrincipalAxes:
         """Mean and covariance of the *training* images in 0..1; a minute for 3072 pixels, so once a process."""
+        if isinstance(self.train, Pictures):
+            raise UserError("found no covariance of whole images of ImageNet, expected data.input=standardize or unit")
         return principal_axes(self.train.images)
 
 
@@ -70,12 +102,16 @@ def load(
     subset: int | None = None,
     source: str | Path | None = None,
     device: str | torch.device = "cpu",
+    size: int | None = None,
+    images: int | None = None,
 ) -> Split:
     """Return the data set ``name`` on ``device``, fetched and verified where needed, read once a process.
 
     final: all training images, test set held out. tune: the last ``VALIDATION[name]`` training images held
     out, the test set untouched. subset: only the first so many training images and at most as many held-out
-    ones. Raises ``UserError`` for bad names, sizes or bytes.
+    ones. size: of the squares that ImageNet's images are given as; the others have a size. images: how many
+    training images the whole set must have. ImageNet's validation images are its held-out ones, as in the paper.
+    Raises ``UserError`` for bad names, sizes or bytes.
     """
     if name not in VALIDATION:
         raise UserError(
@@ -86,15 +122,36 @@ def load(
         raise UserError(
             f"found split '{split}', expected final or tune{nearest(split, get_args(SplitName))}; mend it in data.split"
         )
-    return _split(name, str(root), split, subset, None if source is None else str(source), str(device))
+    if size is not None and name not in imagenet.NAMES:
+        raise UserError(f"found data.size {size}, expected null: images of {name} keep their own; mend it in data.size")
+    return _split(name, str(root), split, subset, None if source is None else str(source), str(device), size, images)
 
 
 @lru_cache(maxsize=16)
-def _split(name: str, root: str, split: str, subset: int | None, source: str | None, device: str) -> Split:
-    train, test = _whole(name, root, source, device)
+def _split(
+    name: str,
+    root: str,
+    split: str,
+    subset: int | None,
+    source: str | None,
+    device: str,
+    size: int | None,
+    images: int | None,
+) -> Split:
+    train, test = _whole(name, root, source, device, size)
+    if images not in (None, len(train)):
+        raise UserError(
+            f"found {len(train):,} training images of {name}, expected {images:,}; complete them, or set data.images "
+            "to what there is: it is then part of what a run is"
+        )
     held_out, held_out_name = test, "test"
     if split == "tune":
         cut = len(train) - VALIDATION[name]
+        if cut < 1:
+            raise UserError(
+                f"found {len(train)} training images of {name}, expected more than the {VALIDATION[name]} that "
+                "split=tune holds out; mend it in data.split"
+            )
         train, held_out, held_out_name = train.part(None, cut), train.part(cut, None), "validation"
     if subset is not None:
         if not 1 <= subset <= len(train):
@@ -106,7 +163,11 @@ def _split(name: str, root: str, split: str, subset: int | None, source: str | N
 
 
 @lru_cache(maxsize=4)
-def _whole(name: str, root: str, source: str | None, device: str) -> tuple[Images, Images]:
+def _whole(
+    name: str, root: str, source: str | None, device: str, size: int | None
+) -> tuple[Images, Images] | tuple[Pictures, Pictures]:
+    if name in imagenet.NAMES:
+        return imagenet.load(name, root, source, size, device)
     if name.endswith("_sample"):
         # Imported here since `python -m bn_replication.data.samples` is a program too.
         from bn_replication.data import samples

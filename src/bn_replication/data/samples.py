@@ -87,7 +87,7 @@ def _digest(images: np.ndarray) -> str:
 
 
 def main() -> None:
-    from bn_replication.data.images import load  # here: images reads samples
+    from bn_replication.data.images import Images, load  # here: images reads samples
 
     parser = argparse.ArgumentParser(description="Make the shipped samples again from the full, verified sets.")
     parser.add_argument("--root", default="data", help="where the full sets lie (default: %(default)s)")
@@ -95,9 +95,10 @@ def main() -> None:
     args = parser.parse_args()
     for name in SIZES:
         full = load(name, args.root)
+        parts = [part for part in (full.train, full.held_out) if isinstance(part, Images)]
         write(
             name,
-            [(part.images.numpy(), part.labels.numpy()) for part in (full.train, full.held_out)],
+            [(part.images.numpy(), part.labels.numpy()) for part in parts],
             args.into,
         )
         print(f"{name}: {(args.into / name).with_suffix('.png')}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -149,6 +150,7 @@ class Inception(nn.Module):
 
     Args:
         norm_layer, act_layer: constructors, channels -> module and () -> module.
+        last_norm_layer: in place of norm_layer in the last hidden layers, those of module 5b (Sec. 4.2.3).
         width: multiplies all channels; the results are multiples of 8.
         reading: Fig. 5 contradicts itself, see ``table``.
         separable: the 7x7 as depthwise (multiplier 8) and pointwise convolution, as the paper says.
@@ -168,6 +170,7 @@ class Inception(nn.Module):
         norm_layer: NormLayer = nn.Identity,
         act_layer: ActLayer = nn.ReLU,
         *,
+        last_norm_layer: NormLayer | None = None,
         classes: int = 1000,
         in_channels: int = 3,
         image_size: int = 224,
@@ -196,14 +199,16 @@ class Inception(nn.Module):
                 f"found image_size: {image_size}, expected 16 to 63 or a multiple of 32 pixels; mend it in configs/data"
             )
 
-        def layer(channels: int, widths: tuple[int, ...], kernel: int | str, stride: int = 1) -> ConvNormAct:
+        def layer(
+            channels: int, widths: tuple[int, ...], kernel: int | str, stride: int = 1, norm: NormLayer = norm_layer
+        ) -> ConvNormAct:
             def conv(bias: bool) -> nn.Module:
                 if kernel == "pooled":
                     return PooledConv2d(channels, sum(widths), bias=bias)
                 padding = 0 if kernel == 4 else int(kernel) // 2  # the 4x4 covers its whole map
                 return Conv2d(channels, sum(widths), int(kernel), stride, padding, bias=bias)
 
-            return ConvNormAct(conv, norm_layer, act_layer, widths, bias, placement)
+            return ConvNormAct(conv, norm, act_layer, widths, bias, placement)
 
         def pool(stride: int) -> nn.Module:
             return nn.MaxPool2d(3, stride, padding=1) if small else nn.MaxPool2d(3, stride, ceil_mode=True)
@@ -235,7 +240,8 @@ class Inception(nn.Module):
         self.auxiliary: nn.Module | None = None
         self.module_names = tuple(f"inception{row.name}" for row in table(reading))
         for row in table(reading):
-            module = Module(channels, row, width, layer, pool)
+            last = partial(layer, norm=last_norm_layer or norm_layer) if row.name == "5b" else layer
+            module = Module(channels, row, width, last, pool)
             self.add_module(f"inception{row.name}", module)
             channels = module.out_channels
             if auxiliary and row.name == "4d":

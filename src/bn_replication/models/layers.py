@@ -31,7 +31,7 @@ def activation(name: str) -> ActLayer:
     """Return the constructor of the nonlinearity called ``name``; UserError lists the valid names."""
     if name not in ACTIVATIONS:
         raise UserError(
-            f"found act: {name}, expected one of {', '.join(ACTIVATIONS)}{nearest(name, ACTIVATIONS)}; "
+            f"found act: {name!r}, expected one of {', '.join(ACTIVATIONS)}{nearest(name, ACTIVATIONS)}; "
             "mend it in configs/model or with act=..."
         )
     return ACTIVATIONS[name]
