@@ -9,7 +9,7 @@ export PYTHONWARNINGS ?= default
 overrides = scale=$(SCALE) $(if $(SEEDS),'seed=range($(SEEDS))') $(if $(STEPS),steps=$(STEPS)) $(ARGS)
 
 .DEFAULT_GOAL := replicate
-.PHONY: help setup data imagenet-prepare replicate report verify publish test test-faults test-mutants ablations ensemble notebooks status plan dashboard wandb-sync lint format bench lock clean exact architecture $(STUDIES)
+.PHONY: help setup data imagenet-prepare replicate report figures verify publish test test-faults test-mutants ablations ensemble notebooks status plan dashboard wandb-sync lint format bench lock clean exact architecture $(STUDIES)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ dashboard: setup ## make the Weights & Biases workspace and report, or say what 
 
 wandb-sync: setup ## upload the offline runs of STUDY=...; typed again, it goes on
 	@$(PY) -m bn_replication.dashboard --sync "$(STUDY)"
+
+figures: setup ## draw every published figure as SVG and PNG into results/figures (ARGS="--root results/runs": your own)
+	@$(PY) -m bn_replication.figures $(STUDY) $(ARGS)
 
 publish: setup ## check the runs in results/runs and promote them to results/published
 	@$(PY) -m bn_replication.publish $(STUDY)

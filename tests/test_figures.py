@@ -329,6 +329,24 @@ def test_saved_figures_are_reproducible_and_come_with_their_numbers(tmp_path: Pa
     assert table.query("arm == 'norm=batch' and step == 400")["median"].item() == 0.9805
 
 
+def test_a_large_table_is_packed_and_reads_the_same(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"step": range(30_000), "value": 0.5})
+    for rows, name in ((30_000, "one.csv.gz"), (10, "one.csv"), (30_000, "one.csv.gz")):
+        figures.save(figures.Drawing("one", "", "", Figure(), frame[:rows]), tmp_path, kinds=())
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        pd.testing.assert_frame_equal(pd.read_csv(tmp_path / name), frame[:rows])
+
+
+def test_the_command_line_draws_what_it_is_asked(tmp_path: Path, capsys: Any) -> None:
+    figure_1(tmp_path / "runs")
+    there = ["--root", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    assert figures.main(["fig1_mnits", *there]) == 2
+    assert "did you mean 'fig1_mnist'" in capsys.readouterr().err
+    assert figures.main(there) == 0
+    written = {path.name for path in tmp_path.glob("out/*/fig1_mnist/*")}
+    assert {"fig1a.svg", "fig1a.png", "fig1a.csv", "layers.png"} <= written
+
+
 @pytest.mark.parametrize(("script", "write"), [("fig1_mnist", figure_1), ("fig2_inception", figure_2)])
 def test_the_papers_own_figures(
     tmp_path: Path, script: str, write: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any

@@ -9,9 +9,12 @@ which of them a study's records can feed, and which settings to mark by the clai
 
 from __future__ import annotations
 
+import argparse
+import gzip
 import io
 import itertools
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,8 +32,11 @@ from matplotlib.transforms import offset_copy
 
 from bn_replication import metrics, stats
 from bn_replication.claims import select
+from bn_replication.errors import UserError, nearest
 from bn_replication.ledger import Entry, StepsTo, load_ledger
-from bn_replication.records import atomic_write, load_activations, load_curves
+from bn_replication.records import atomic_write, load_activations, load_curves, load_runs
+
+LARGE_TABLE = 100_000  # bytes of CSV; pandas reads a packed one as it is
 
 # Anything to a type checker: pandas annotates each selection as a union of frame, series and array.
 Frame: TypeAlias = Any
@@ -1697,9 +1703,45 @@ def render(figure: Figure, kind: str = "svg") -> bytes:
 
 
 def save(drawing: Drawing, directory: Path, kinds: Sequence[str] = ("svg", "png")) -> None:
-    """Write ``drawing`` to ``directory`` in each of ``kinds``, and what it was drawn from as CSV."""
+    """Write ``drawing`` to ``directory`` in each of ``kinds``, and what it was drawn from as CSV, packed if large."""
     directory.mkdir(parents=True, exist_ok=True)
     for kind in kinds:
         atomic_write(directory / f"{drawing.name}.{kind}", render(drawing.figure, kind))
     table = drawing.frame.to_csv(index=False, float_format="%.4g", lineterminator="\n")
-    atomic_write(directory / f"{drawing.name}.csv", table.encode())
+    plain, packed = directory / f"{drawing.name}.csv", directory / f"{drawing.name}.csv.gz"
+    if len(table) > LARGE_TABLE:
+        atomic_write(packed, gzip.compress(table.encode(), mtime=0))
+        plain.unlink(missing_ok=True)
+    else:
+        atomic_write(plain, table.encode())
+        packed.unlink(missing_ok=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bn_replication.figures", description="Draw every figure as SVG and PNG, with its CSV."
+    )
+    parser.add_argument("studies", nargs="*", metavar="STUDY", help="which studies; all of them if none is named")
+    parser.add_argument("--root", type=Path, default=Path("results/published"), help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("results/figures"), help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    try:
+        runs = load_runs(options.root)
+        known = sorted(set(runs["study"])) if len(runs) else []
+        for study in options.studies:
+            if study not in known:
+                expected = f"expected one of {', '.join(known)}{nearest(study, known)}"
+                raise UserError(f"found no runs of '{study}', {expected}")
+        for study in options.studies or known:
+            for scale, those in runs[runs["study"] == study].groupby("scale"):
+                for drawing in draw_study(those):
+                    save(drawing, options.out / str(scale) / study)
+                    print(options.out / str(scale) / study / f"{drawing.name}.png")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
