@@ -59,6 +59,7 @@ CLAIMS = [
     "shuffling",
     "photometric",
     "regulariser",
+    "regulariser-shuffled",
     "jacobian",
     "population-vs-moving",
     "placement",

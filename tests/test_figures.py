@@ -624,6 +624,7 @@ DRAWN = {
     "ablation_photometric": "response",
     "ablation_placement": "slopes",
     "ablation_regularizer": "losses",
+    "ablation_regularizer_shuffled": "losses",
     "ablation_shuffle": "slopes",
     "ablation_statistics": "statistics",
     "ablation_whitening": "inputs",
