@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bn_replication.ledger import digests_for_study
-from bn_replication.scoreboard import END, START
+from bn_replication.claims import Verdict
+from bn_replication.ledger import digests_for_study, load_ledger
+from bn_replication.scoreboard import END, START, ours
 from bn_replication.verify import main
 from synthetic import climb, write
 
@@ -198,3 +199,9 @@ def test_it_runs_where_there_is_no_torch(house: House) -> None:
     ]
     command = [sys.executable, "-c", WITHOUT_TORCH, *places]
     assert subprocess.run(command, timeout=60, check=False).returncode == 0
+
+
+def test_a_difference_of_accuracies_is_told_in_points() -> None:
+    entry = load_ledger()["population-vs-moving"]
+    verdict = Verdict(entry.id, "laptop", "inconclusive", estimate=0.004, low=-0.05, high=0.058, n=3)
+    assert ours(entry, verdict) == "+0.4 points [−5, +5.8]"

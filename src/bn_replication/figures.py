@@ -1393,7 +1393,8 @@ def draw_statistics(runs: Frame, entries: Sequence[Entry]) -> Drawing | None:
         if arm in chosen and bounds is not None:
             ax.axvspan(middle + bounds[0], middle + bounds[1], color=WITHIN, linewidth=0)
         ax.axvline(middle, color="#888888", linewidth=0.8, linestyle=(0, (4, 3)))
-        said = [f"{AXES.get(k, _words(k))}: {setting(runs[runs['arm'] == arm], k).iloc[0]}" for k in axes_of(runs)]
+        values = {AXES.get(k, _words(k)): setting(runs[runs["arm"] == arm], k).iloc[0] for k in axes_of(runs)}
+        said = [f"{k}\n{v:g}" if isinstance(v, int | float | np.number) else f"{k}\n{v}" for k, v in values.items()]
         ax.set_title(", ".join(said) or "all runs", fontsize=8)
         ax.set_xlabel("accuracy, %")
         in_percent(ax.xaxis)

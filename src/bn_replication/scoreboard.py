@@ -65,7 +65,7 @@ def _inverse(value: float) -> float:
 
 def _is_fraction(entry: Entry) -> bool:
     name = entry.metric.key if isinstance(entry.metric, Summary) else entry.metric.name
-    return name in ("best", "final", "grid_spread") or name.endswith(("accuracy", "error", "share"))
+    return name in ("best", "final", "grid_spread") or "accuracy" in name or name.endswith(("error", "share"))
 
 
 def papers(entry: Entry, paper: Mapping[str, Any]) -> str:
