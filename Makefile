@@ -85,7 +85,7 @@ test-faults: setup ## kill, starve and interrupt the real program (some minutes)
 test-mutants: setup ## plant known faults in a copy of the package and show what caught each
 	@$(PY) tests/mutants/run.py
 
-ablations: setup ## run every ablation study (about 100 minutes on two cores; goes on where it stopped)
+ablations: setup ## run every ablation study (three to four hours on two cores; goes on where it stopped)
 	@for study in $(filter ablation_%,$(STUDIES)); do $(MAKE) --no-print-directory $$study || failed=1; done; exit $${failed:-0}
 
 # `make ablation-affine` is every study of that name: ablation_affine and ablation_affine_mnist.
