@@ -16,7 +16,8 @@ from torch import nn
 
 from bn_replication.errors import UserError, nearest
 from bn_replication.models import activation
-from bn_replication.schema import Component, Optimizer
+from bn_replication.norms import materialize
+from bn_replication.schema import Component, Config, Optimizer
 
 # What a component is given by the run that builds it, and by no configuration.
 GIVEN = {"norm_layer", "last_norm_layer", "act_layer", "classes", "generator"}
@@ -69,6 +70,26 @@ def model(
 
     construct((3, 32, 32), 10, torch.Generator())  # thrown away, as above
     return construct
+
+
+def network(cfg: Config, norm_layer: Callable[[int], nn.Module] | None = None) -> Callable[..., nn.Module]:
+    """Return what builds the whole network of ``cfg``: (``shape``, ``classes``, ``generator``, ``example``) -> module.
+
+    What is wrong with its arguments is refused here, before any data is read. ``example`` is a batch
+    (2 or more, C, H, W) that gives layers their sizes, and the device. norm_layer: in place of ``cfg``'s norm.
+    Memory is laid out channels last.
+    """
+    last = None if cfg.last_norm is None else norm(cfg.last_norm)
+    construct = model(cfg.model, norm_layer or norm(cfg.norm), last)
+
+    def built(
+        shape: tuple[int, int, int], classes: int, generator: torch.Generator, example: torch.Tensor
+    ) -> nn.Module:
+        module = construct(shape, classes, generator).to(example.device)
+        materialize(module, example)
+        return module.to(memory_format=torch.channels_last)
+
+    return built
 
 
 def sgd(network: nn.Module, options: Optimizer) -> torch.optim.SGD:

@@ -28,7 +28,7 @@ import yaml
 
 from bn_replication import records
 from bn_replication.claims import judge
-from bn_replication.errors import UserError, nearest
+from bn_replication.errors import UserError, nearest, one_line
 from bn_replication.figures import Frame
 from bn_replication.ledger import EXPERIMENTS, PAPER, Entry, load_ledger, read_yaml
 from bn_replication.records import load_runs, read_rows
@@ -311,6 +311,7 @@ def sweep(study: str, scale: str = "laptop") -> str:
     return yaml.safe_dump(body | {"command": [*command, "${args_no_hyphens}"]}, sort_keys=False)
 
 
+@one_line()
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bn_replication.dashboard", description=(__doc__ or "").partition("\n")[0]
@@ -321,23 +322,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--directory", type=Path, default=Path("results/wandb"), help="default: %(default)s")
     parser.add_argument("--root", type=Path, action="append", help="root of records; default: both of results/")
     options = parser.parse_args(arguments)
-    try:
-        if options.sweep is not None:
-            print(sweep(options.sweep), end="")
-            return 0
-        if options.sync is not None:
-            if options.sync not in all_studies():
-                raise UserError(
-                    f"found no study '{options.sync}', expected one of configs/experiment/"
-                    f"{nearest(options.sync, all_studies())}; give it as STUDY=..."
-                )
-            if not logged_in():
-                raise UserError("found no wandb account, expected one to upload to; `wandb login` stores its key")
-            return sync(options.directory, options.sync)
-        return make(options.root or [Path("results/published"), Path("results/runs")], options.json)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    if options.sweep is not None:
+        print(sweep(options.sweep), end="")
+        return 0
+    if options.sync is not None:
+        if options.sync not in all_studies():
+            raise UserError(
+                f"found no study '{options.sync}', expected one of configs/experiment/"
+                f"{nearest(options.sync, all_studies())}; give it as STUDY=..."
+            )
+        if not logged_in():
+            raise UserError("found no wandb account, expected one to upload to; `wandb login` stores its key")
+        return sync(options.directory, options.sync)
+    return make(options.root or [Path("results/published"), Path("results/runs")], options.json)
 
 
 def make(roots: Sequence[Path], folder: Path | None) -> int:

@@ -41,7 +41,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 ARGUMENTS = parse() if __name__ == "__main__" else None
 
 import datetime
-import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,8 +58,9 @@ from bn_replication import build, checkpoint, evaluate, fig4, records
 from bn_replication.data import Images, Pictures, Split, load
 from bn_replication.errors import UserError
 from bn_replication.inputs import Inputs
+from bn_replication.jobs import cores
 from bn_replication.ledger import PAPER, digests_for_study, read_yaml
-from bn_replication.norms import frozen, materialize, population_statistics
+from bn_replication.norms import frozen, population_statistics
 from bn_replication.provenance import environment
 from bn_replication.schema import Config, validate
 from bn_replication.status import axes
@@ -116,18 +116,13 @@ def _here(scale: str, place: Place) -> dict[str, Any]:
 
 def network(cfg: Config, split: Split, inputs: Inputs, weights: Mapping[str, Tensor]) -> nn.Module:
     """Return the trained network, under Algorithm 2's statistics unless its configuration asks for none."""
-    last = None if cfg.last_norm is None else build.norm(cfg.last_norm)
-    construct = build.model(cfg.model, build.norm(cfg.norm), last)
-    model: nn.Module = construct(split.train.shape, split.train.classes, generator(cfg.seed, "initialise"))
-    materialize(model.to(cfg.machine.device), inputs.held_out(0, 2)[0])
+    train, example = split.train, inputs.held_out(0, 2)[0]
+    model = build.network(cfg)(train.shape, train.classes, generator(cfg.seed, "initialise"), example)
     model.load_state_dict(weights)
-    model = model.to(memory_format=torch.channels_last)
     assert cfg.evaluate.keep is not None
     if not (batches := cfg.evaluate.keep.statistics_batches):
         return model.eval()
-    # Mini-batches as training would go on with, as in measure.statistics.
-    training = (inputs.training(cfg.steps + k)[0] for k in range(batches))
-    return frozen(model, population_statistics(model, training))
+    return frozen(model, population_statistics(model, inputs.after_training(batches)))
 
 
 def data_of(cfg: Config) -> tuple[Split, Images | Pictures, Tensor]:
@@ -255,7 +250,7 @@ def write(root: Path, rest: str, runs: Mapping[str, Path], members: Sequence[Mem
     lines = []
     for name, row in rows(members, labels, 36 * len(keep.short_sides)):
         arm = ",".join(sorted(filter(None, [f"evaluation={name}", *rest.split(",")])))
-        directory = root / record["scale"] / record["study"] / arm / f"seed={cfg.seed}"
+        directory = records.run_directory(root, record["scale"], record["study"], arm, cfg.seed)
         config = {"study": record["study"], "seed": cfg.seed, "steps": cfg.steps, "evaluation": name}
         config |= {"crops": row.crops, "models": row.models, "examples": len(labels)}
         config |= {"members": {member.variant: member.weights for member in members}}
@@ -308,7 +303,7 @@ def main(options: argparse.Namespace) -> int:
                 f"that a study keeps; run `make ensemble` or `make {STUDY}`, or mend --root or --scale"
             )
         directories = [directory for runs in whole.values() for directory in runs.values()]
-        jobs = options.jobs if options.jobs > 0 else 1 if place.device != "cpu" else len(os.sched_getaffinity(0))
+        jobs = options.jobs if options.jobs > 0 else 1 if place.device != "cpu" else cores()
         measured = dict(zip(directories, _measure_all(directories, place, min(jobs, len(directories))), strict=True))
         for (rest, _), runs in whole.items():
             for line in write(options.root, rest, runs, [measured[path] for path in runs.values()], place):

@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import functools
+import sys
+from collections.abc import Callable, Iterable
+from typing import ParamSpec
+
+P = ParamSpec("P")
 
 
 class UserError(ValueError):
     """What was found, what was expected, and where to mend it, in one line; the command line exits with 2."""
+
+
+def one_line(prefix: str = "") -> Callable[[Callable[P, int]], Callable[P, int]]:
+    """Decorate a command's ``main``: a user's mistake becomes one line, after ``prefix``, and exit code 2."""
+
+    def decorate(main: Callable[P, int]) -> Callable[P, int]:
+        @functools.wraps(main)
+        def told(*args: P.args, **kwargs: P.kwargs) -> int:
+            try:
+                return main(*args, **kwargs)
+            except UserError as error:
+                print(f"{prefix}{error}", file=sys.stderr)
+                return 2
+
+        return told
+
+    return decorate
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -466,7 +466,7 @@ def run(claim: str, seed: int, scale: str, root: Path) -> dict[str, float] | Non
 
     Raises :class:`UserError` if the record there is of another configuration.
     """
-    directory = root / scale / "exact" / claim / f"seed={seed}"
+    directory = records.run_directory(root, scale, "exact", claim, seed)
     config = {"study": "exact", "claim": claim, "seed": seed, "cases": CASES, "eps": EPS}
     if (record := records.read_run_json(directory)) is not None:
         if record["config"] != config:

@@ -14,7 +14,6 @@ import gzip
 import io
 import itertools
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from matplotlib.transforms import offset_copy
 
 from bn_replication import metrics, stats
 from bn_replication.claims import select
-from bn_replication.errors import UserError, nearest
+from bn_replication.errors import UserError, nearest, one_line
 from bn_replication.ledger import Entry, StepsTo, load_ledger
 from bn_replication.records import atomic_write, load_activations, load_curves, load_runs
 
@@ -1718,6 +1717,7 @@ def save(drawing: Drawing, directory: Path, kinds: Sequence[str] = ("svg", "png"
         packed.unlink(missing_ok=True)
 
 
+@one_line()
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bn_replication.figures", description="Draw every figure as SVG and PNG, with its CSV."
@@ -1726,21 +1726,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=Path("results/published"), help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("results/figures"), help="default: %(default)s")
     options = parser.parse_args(arguments)
-    try:
-        runs = load_runs(options.root)
-        known = sorted(set(runs["study"])) if len(runs) else []
-        for study in options.studies:
-            if study not in known:
-                expected = f"expected one of {', '.join(known)}{nearest(study, known)}"
-                raise UserError(f"found no runs of '{study}', {expected}")
-        for study in options.studies or known:
-            for scale, those in runs[runs["study"] == study].groupby("scale"):
-                for drawing in draw_study(those):
-                    save(drawing, options.out / str(scale) / study)
-                    print(options.out / str(scale) / study / f"{drawing.name}.png")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    runs = load_runs(options.root)
+    known = sorted(set(runs["study"])) if len(runs) else []
+    for study in options.studies:
+        if study not in known:
+            expected = f"expected one of {', '.join(known)}{nearest(study, known)}"
+            raise UserError(f"found no runs of '{study}', {expected}")
+    for study in options.studies or known:
+        for scale, those in runs[runs["study"] == study].groupby("scale"):
+            for drawing in draw_study(those):
+                save(drawing, options.out / str(scale) / study)
+                print(options.out / str(scale) / study / f"{drawing.name}.png")
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -76,6 +76,10 @@ class Inputs:
         if self._augment is not None:
             pixels = self._augment(pixels, generator(self.cfg.seed, "augment", step, images.device, self.rank))
         return self.to_input(pixels).contiguous(memory_format=torch.channels_last), images.labels[indices]
+
+    def after_training(self, batches: int) -> Iterator[Tensor]:
+        """Yield mini-batches as training would go on with, distorted and of its size: what Alg. 2 averages over."""
+        return (self.training(self.cfg.steps + k)[0] for k in range(batches))
 
     def _indices(self, step: int, device: str | torch.device) -> Tensor:
         cfg = self.cfg

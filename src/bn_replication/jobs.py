@@ -24,6 +24,11 @@ _ASKED = (signal.SIGINT, signal.SIGTERM)
 Job = Mapping[str, Any]  # what JSON can hold
 
 
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Server:
     """Forks a process for each job; to be made before any thread is, and used in a ``with`` statement.
 

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bn_replication import jobs, progress
 from bn_replication.errors import UserError
-from bn_replication.records import read_run_json
+from bn_replication.records import read_run_json, run_directory
 from bn_replication.schema import validate
 
 _OWN = ("", "basic")
@@ -69,7 +69,7 @@ def carry_out(queue: Sequence[jobs.Job], submit: Callable[[], object]) -> None:
 def _place(job: jobs.Job) -> Path:
     tree: dict[str, Any] = job["tree"]
     root = Path(tree["machine"]["results"])
-    return root / tree["scale"]["name"] / tree["study"] / job["arm"] / f"seed={tree['seed']}"
+    return run_directory(root, tree["scale"]["name"], tree["study"], job["arm"], tree["seed"])
 
 
 def _tell(job: jobs.Job, before: dict[str, Any] | None) -> None:

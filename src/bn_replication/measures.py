@@ -28,7 +28,6 @@ from bn_replication.norms import (
     batch_norms,
     batch_statistics,
     frozen,
-    materialize,
     population_statistics,
 )
 from bn_replication.probes import feeding_weights, gradient_rms, layer_inputs, nonlinearities
@@ -117,8 +116,7 @@ class Measures:
 
     def _averaged(self, net: nn.Module) -> dict[str, float]:
         """Evaluate the averaged weights, under statistics of their own: the running ones are of other weights."""
-        training = (self.inputs.training(self.cfg.steps + k)[0] for k in range(BATCHES))
-        net = frozen(net, population_statistics(net, training))
+        net = frozen(net, population_statistics(net, self.inputs.after_training(BATCHES)))
         result = one_crop(net, self.inputs.held_out, len(self.split.held_out), self.cfg.evaluate.batch_size)
         return {f"{self.split.held_out_name}_{key}_average": value for key, value in result.items()}
 
@@ -133,11 +131,10 @@ class Measures:
         cfg = self.cfg
         images, labels = self.inputs.training(0)
         nets = []
-        for norm_layer in (build.norm(cfg.norm), BatchNorm):
-            construct = build.model(cfg.model, norm_layer, cfg.last_norm and build.norm(cfg.last_norm))
-            net = construct(tuple(images.shape[1:]), self.split.train.classes, generator(cfg.seed, "initialise"))
-            materialize(net.to(images.device), images)
-            nets.append(net.to(memory_format=torch.channels_last))
+        for norm_layer in (None, BatchNorm):
+            draws = generator(cfg.seed, "initialise")
+            train = self.split.train
+            nets.append(build.network(cfg, norm_layer)(train.shape, train.classes, draws, images))
         own, batch = seconds_per_step(nets, cfg, images, labels)
         return {"seconds_per_step": own, "seconds_per_step_batch": batch}
 
@@ -149,11 +146,7 @@ class Measures:
         out where the batch is what normalises.
         """
         cfg, model, count = self.cfg, self.model, len(self.split.held_out)
-
-        # Mini-batches as training would go on with, distorted and of its size (Alg. 2: "process multiple training
-        # mini-batches, each of size m").
-        training = (self.inputs.training(cfg.steps + k)[0] for k in range(batches))
-        nets = {"population": frozen(model, population_statistics(model, training))}
+        nets = {"population": frozen(model, population_statistics(model, self.inputs.after_training(batches)))}
         layers = batch_norms(model)
         tracking = {name: layer for name, layer in layers.items() if isinstance(layer, TrackingBatchNorm)}
         for k, weight in enumerate(next(iter(tracking.values())).momenta if tracking else ()):

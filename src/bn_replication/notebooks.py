@@ -23,7 +23,7 @@ from pygments import highlight
 from pygments.formatters.html import HtmlFormatter
 from pygments.lexers.python import PythonLexer
 
-from bn_replication.errors import UserError, nearest
+from bn_replication.errors import UserError, nearest, one_line
 from bn_replication.records import atomic_write
 from bn_replication.report import HERE, inline
 
@@ -139,6 +139,7 @@ def _output(output: Any, markdown: MarkdownIt, key: str) -> str:
     return f'<pre class="output">{html.escape(data.get("text/plain", ""))}</pre>'
 
 
+@one_line()
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bn_replication.notebooks", description=(__doc__ or "").partition("\n")[0]
@@ -147,22 +148,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("results/notebooks"), help="default: %(default)s")
     parser.add_argument("--strip", action="store_true", help="take outputs out of the notebooks, and run nothing")
     options = parser.parse_args(arguments)
-    try:
-        chosen = find(options.names)
-        for path in chosen:
-            if options.strip:
-                before = path.read_text()
-                if (after := stripped(before)) != before:
-                    atomic_write(path, after.encode())
-                    print(f"{path}: outputs taken out")
-                continue
-            content = page(path.stem, execute(path), [each.stem for each in find()]).encode()
-            options.out.mkdir(parents=True, exist_ok=True)
-            atomic_write(options.out / f"{path.stem}.html", content)
-            print(f"{options.out / path.stem}.html: {len(content) / 1e6:.2f} MB", flush=True)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    chosen = find(options.names)
+    for path in chosen:
+        if options.strip:
+            before = path.read_text()
+            if (after := stripped(before)) != before:
+                atomic_write(path, after.encode())
+                print(f"{path}: outputs taken out")
+            continue
+        content = page(path.stem, execute(path), [each.stem for each in find()]).encode()
+        options.out.mkdir(parents=True, exist_ok=True)
+        atomic_write(options.out / f"{path.stem}.html", content)
+        print(f"{options.out / path.stem}.html: {len(content) / 1e6:.2f} MB", flush=True)
     return 0
 
 

@@ -15,7 +15,6 @@ import itertools
 import json
 import math
 import multiprocessing
-import os
 import re
 import statistics
 import sys
@@ -38,14 +37,14 @@ from bn_replication.data.images import VALIDATION
 from bn_replication.data.samples import SIZES
 from bn_replication.data.sources import DATASETS
 from bn_replication.data.whiten import PrincipalAxes
-from bn_replication.errors import UserError, nearest
+from bn_replication.errors import UserError, nearest, one_line
 from bn_replication.evaluate import one_crop
 from bn_replication.inputs import Inputs
+from bn_replication.jobs import cores
 from bn_replication.loop import Meter, fit
 from bn_replication.models import ACTIVATIONS, architecture
 from bn_replication.models.mlp import MLP
-from bn_replication.norms import materialize
-from bn_replication.probes import Probe, log_and_even
+from bn_replication.probes import Probe, evenly, log_and_even
 from bn_replication.provenance import environment
 from bn_replication.schema import Component, Config, validate
 from bn_replication.streams import generator
@@ -177,7 +176,7 @@ def run_of(cfg: Config) -> Run:
         held_out = VALIDATION[data.name]
         train -= held_out
     train, held_out = min(data.subset or train, train), min(data.subset or held_out, held_out)
-    rows = len({round(cfg.steps * k / cfg.evaluate.times) for k in range(cfg.evaluate.times + 1)})
+    rows = len(evenly(cfg.steps, cfg.evaluate.times))
     judged = min(cfg.evaluate.examples or held_out, held_out)
     fitted = min(cfg.evaluate.examples or held_out, train) if cfg.measure.fit else 0
     probes = len(log_and_even(cfg.steps, cfg.probe.points)) if cfg.probe.enabled else 0
@@ -277,10 +276,7 @@ def measure(cfg: Config) -> Net:
         tree["data"]["input"] = "decorrelated"  # as much work a batch
     small = validate(tree)
     inputs = Inputs(small, _Random(images, images, "test"))
-    last = None if cfg.last_norm is None else build.norm(cfg.last_norm)
-    network = build.model(cfg.model, build.norm(cfg.norm), last)(shape.image, shape.classes, draws).to(device)
-    materialize(network, inputs.held_out(0, 2)[0])
-    network = network.to(memory_format=torch.channels_last)
+    network = build.network(cfg)(shape.image, shape.classes, draws, inputs.held_out(0, 2)[0])
     optimizer = build.sgd(network, cfg.optimizer)
     train = partial(
         fit,
@@ -527,6 +523,7 @@ def _number(key: str, text: str | None, least: float = 0.0, whole: bool = False)
     return value
 
 
+@one_line("error: ")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a plan and return the exit code: 2 for what cannot be planned."""
     parser = argparse.ArgumentParser(prog="python -m bn_replication.plan", description=(__doc__ or "").split("\n")[0])
@@ -538,39 +535,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="where the probe trains, cpu or cuda; default: %(default)s")
     parser.add_argument("--root", type=Path, default=Path("results/runs"), help="your runs; default: %(default)s")
     options = parser.parse_args(arguments)
-    try:
-        price = _number("PRICE", options.price)
-        others = int(_number("GPUS", options.gpus, 1, whole=True) or 1)
-        tflops = _number("TFLOPS", options.tflops)
-        names = sweeps(options.studies)
-        status.jobs(names[0], options.scale)  # a scale that there is none of is told at once
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", options.device):
-            raise UserError(f"--device: found '{options.device}', expected cpu or cuda")
-        cuda = options.device.startswith("cuda")
-        if cuda and not torch.cuda.is_available():
-            raise UserError(f"--device: found '{options.device}', expected cpu: torch sees no GPU here")
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        places = 1 if cuda else cores
-        clock = time.perf_counter()
-        # A GPU is timed by one process, which has it to itself.
-        studies, nets = plan(names, options.scale, options.root, options.device, places)
-        known = environment(options.device, 1)
-        mine = [Machine("yours", tflops * 1e12, 0.0, "you said so")] if tflops else []
-        show(
-            studies,
-            nets,
-            options.scale,
-            places=places,
-            here=known["device"] if cuda else f"{known['cpu']}, one thread a run",
-            took=time.perf_counter() - clock,
-            here_is_cpu=not cuda,
-            price=price,
-            machines=[*MACHINES, *mine],
-            others=others,
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    price = _number("PRICE", options.price)
+    others = int(_number("GPUS", options.gpus, 1, whole=True) or 1)
+    tflops = _number("TFLOPS", options.tflops)
+    names = sweeps(options.studies)
+    status.jobs(names[0], options.scale)  # a scale that there is none of is told at once
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", options.device):
+        raise UserError(f"--device: found '{options.device}', expected cpu or cuda")
+    cuda = options.device.startswith("cuda")
+    if cuda and not torch.cuda.is_available():
+        raise UserError(f"--device: found '{options.device}', expected cpu: torch sees no GPU here")
+    places = 1 if cuda else cores()
+    clock = time.perf_counter()
+    # A GPU is timed by one process, which has it to itself.
+    studies, nets = plan(names, options.scale, options.root, options.device, places)
+    known = environment(options.device, 1)
+    mine = [Machine("yours", tflops * 1e12, 0.0, "you said so")] if tflops else []
+    show(
+        studies,
+        nets,
+        options.scale,
+        places=places,
+        here=known["device"] if cuda else f"{known['cpu']}, one thread a run",
+        took=time.perf_counter() - clock,
+        here_is_cpu=not cuda,
+        price=price,
+        machines=[*MACHINES, *mine],
+        others=others,
+    )
     return 0
 
 

@@ -19,6 +19,11 @@ from bn_replication.evaluate import evaluating
 from bn_replication.norms import batch_statistics
 
 
+def evenly(last: int, times: int) -> set[int]:
+    """Return ``times`` evenly spaced steps up to ``last``, and 0."""
+    return {round(last * k / times) for k in range(times + 1)}
+
+
 def log_and_even(last: int, points: int) -> list[int]:
     """Return steps from 0 to ``last``: ``points`` evenly spaced and ``points`` evenly spaced in their logarithm.
 

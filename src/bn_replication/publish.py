@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bn_replication import figures, verify
-from bn_replication.errors import UserError, nearest
+from bn_replication.errors import UserError, nearest, one_line
 from bn_replication.ledger import load_ledger
 from bn_replication.records import (
     ACTIVATIONS,
@@ -258,6 +258,7 @@ def publish(
     return promotions
 
 
+@one_line()
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bn_replication.publish", description=(__doc__ or "").partition("\n")[0]
@@ -271,23 +272,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--failed", action="store_true", help="publish failed runs too")
     parser.add_argument("--readme", type=Path, default=Path("README.md"), help="whose scoreboard is written anew")
     options = parser.parse_args(arguments)
-    try:
-        if not options.readme.exists():
-            raise UserError(f"found no {options.readme}, expected the page with the scoreboard; mend --readme")
-        with_scoreboard(options.readme.read_text(), "")  # before anything is written: are its markers there?
-        promotions = publish(options.source, options.target, options.studies, options.replace, options.failed)
-        for promotion in promotions:
-            size = sum(file.stat().st_size for file in promotion.target.iterdir())
-            warning = f"  warning: {promotion.warning}" if promotion.warning else ""
-            print(f"{promotion.state:<9} {size / 1000:5.0f} kB  {promotion.target}{warning}")
-        # What stands as it stood needs no new figures, unless it never had any.
-        draw(options.target, sorted({p.study for p in promotions if p.state != "unchanged" or not p.drawn}))
-        verify.write(options.target, options.readme, load_ledger())
-        for fault in verify.changed_rules(options.target, load_ledger()):
-            print(f"warning: {fault}", file=sys.stderr)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    if not options.readme.exists():
+        raise UserError(f"found no {options.readme}, expected the page with the scoreboard; mend --readme")
+    with_scoreboard(options.readme.read_text(), "")  # before anything is written: are its markers there?
+    promotions = publish(options.source, options.target, options.studies, options.replace, options.failed)
+    for promotion in promotions:
+        size = sum(file.stat().st_size for file in promotion.target.iterdir())
+        warning = f"  warning: {promotion.warning}" if promotion.warning else ""
+        print(f"{promotion.state:<9} {size / 1000:5.0f} kB  {promotion.target}{warning}")
+    # What stands as it stood needs no new figures, unless it never had any.
+    draw(options.target, sorted({p.study for p in promotions if p.state != "unchanged" or not p.drawn}))
+    verify.write(options.target, options.readme, load_ledger())
+    for fault in verify.changed_rules(options.target, load_ledger()):
+        print(f"warning: {fault}", file=sys.stderr)
     return 0
 
 

@@ -35,6 +35,11 @@ _IDENTITY = ["run", "study", "arm", "seed", "scale"]
 # --- writing ---------------------------------------------------------------------------------------------
 
 
+def run_directory(root: Path, scale: str, study: str, arm: str, seed: int) -> Path:
+    """Return where a run's record stands below ``root``."""
+    return root / scale / study / arm / f"seed={seed}"
+
+
 def atomic_write(path: Path, content: bytes) -> None:
     """Put ``content`` at ``path`` so that a kill at any moment leaves the old file or the new one, never neither.
 

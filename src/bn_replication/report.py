@@ -33,7 +33,7 @@ from markupsafe import Markup
 
 from bn_replication import fig4, figures
 from bn_replication.claims import Verdict, judge
-from bn_replication.errors import UserError, nearest
+from bn_replication.errors import UserError, nearest, one_line
 from bn_replication.figures import Frame
 from bn_replication.ledger import (
     AMBIGUITIES,
@@ -596,6 +596,7 @@ def show_claim(name: str, roots: Sequence[Path]) -> None:
     console.print(Text(f"\nRun it: {command(entry.study, '') or 'no study decides it yet'}"))
 
 
+@one_line()
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bn_replication.report", description=(__doc__ or "").partition("\n")[0]
@@ -626,9 +627,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"warning: {options.out} is over {LIMIT / 1e6:.0f} MB; show fewer roots with --root",
                 file=sys.stderr,
             )
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
     except OSError as error:
         print(
             f"{options.out}: found {error.strerror}, expected to write there; mend it with --out",

@@ -37,8 +37,7 @@ from bn_replication.ledger import digests_for_study
 from bn_replication.loop import Meter, fit
 from bn_replication.measures import Measures
 from bn_replication.models import ACTIVATIONS
-from bn_replication.norms import materialize
-from bn_replication.probes import Probe, log_and_even
+from bn_replication.probes import Probe, evenly, log_and_even
 from bn_replication.provenance import environment
 from bn_replication.schema import Config
 from bn_replication.streams import generator
@@ -94,7 +93,7 @@ def _follow(cfg: Config, arm: str, report: Callable[..., None], world: World) ->
 
 
 def _lead(cfg: Config, arm: str, report: Callable[..., None], world: World) -> Outcome:
-    directory = cfg.machine.results / cfg.scale.name / cfg.study / arm / f"seed={cfg.seed}"
+    directory = records.run_directory(cfg.machine.results, cfg.scale.name, cfg.study, arm, cfg.seed)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _locked(directory):
@@ -147,22 +146,19 @@ class _Run:
     def _prepare(self) -> None:
         cfg = self.cfg
         # Arguments first: a wrong one is refused before any data is read.
-        last = None if cfg.last_norm is None else build.norm(cfg.last_norm)
-        construct = build.model(cfg.model, build.norm(cfg.norm), last)
+        construct = build.network(cfg)
         data = cfg.data
         whole = (data.size, data.images)
         self.split = load(data.name, data.root, data.split, data.subset, data.source, cfg.machine.device, *whole)
         self.inputs = Inputs(cfg, self.split, self.world.rank)
-        network = construct(self.split.train.shape, self.split.train.classes, generator(cfg.seed, "initialise"))
-        materialize(network.to(cfg.machine.device), self.inputs.held_out(0, 2)[0])
-        self.model: nn.Module = network.to(memory_format=torch.channels_last)
+        train, example = self.split.train, self.inputs.held_out(0, 2)[0]
+        self.model: nn.Module = construct(train.shape, train.classes, generator(cfg.seed, "initialise"), example)
         self.trained = self.world.replicate(self.model)
         self.optimizer = build.sgd(self.model, cfg.optimizer)
         self.meter = Meter()
         self.curve: dict[str, float] = {}
         self.best = 0.0
-        even = {round(cfg.steps * k / cfg.evaluate.times) for k in range(cfg.evaluate.times + 1)}
-        self.evaluated = even | {cfg.steps}
+        self.evaluated = evenly(cfg.steps, cfg.evaluate.times)
         probes = cfg.probe.enabled and self.leads
         self.probed = set(log_and_even(cfg.steps, cfg.probe.points)) if probes else set()
         self.saved = set(range(cfg.machine.checkpoint_every, cfg.steps, cfg.machine.checkpoint_every))

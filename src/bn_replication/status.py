@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -24,9 +23,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Transformer
 from omegaconf import DictConfig, OmegaConf
 
-from bn_replication.errors import UserError, nearest
+from bn_replication.errors import UserError, nearest, one_line
+from bn_replication.jobs import cores
 from bn_replication.ledger import EXPERIMENTS, load_ledger
-from bn_replication.records import CURVES, RUN, load_runs, read_rows, read_run_json
+from bn_replication.records import CURVES, RUN, load_runs, read_rows, read_run_json, run_directory
 
 Frame: TypeAlias = Any  # to a type checker, as in figures
 CONFIGS = EXPERIMENTS.parent / "configs"
@@ -46,7 +46,7 @@ class Job:
     overrides: tuple[tuple[str, Any], ...] = ()  # what its arm sets of the study's axes, the seed apart
 
     def directory(self, root: Path, scale: str) -> Path:
-        return root / scale / self.study / self.arm / f"seed={self.seed}"
+        return run_directory(root, scale, self.study, self.arm, self.seed)
 
 
 @dataclass(frozen=True)
@@ -292,6 +292,7 @@ def _details(found: State) -> Iterator[tuple[str, list[str]]]:
         yield title, [f"{job.arm} seed={job.seed}" for job in rows]
 
 
+@one_line()
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bn_replication.status", description=(__doc__ or "").partition("\n")[0]
@@ -303,17 +304,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--published", type=Path, default=Path("results/published"), help="published runs; default: %(default)s"
     )
     options = parser.parse_args(arguments)
-    try:
-        runs = load_runs([options.root, options.published], scale=options.scale)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        found = [
-            state(study, options.scale, options.root, options.published, runs, cores)
-            for study in options.studies or studies()
-        ]
-        show(found, options.scale, detail=bool(options.studies))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    runs = load_runs([options.root, options.published], scale=options.scale)
+    found = [
+        state(study, options.scale, options.root, options.published, runs, cores())
+        for study in options.studies or studies()
+    ]
+    show(found, options.scale, detail=bool(options.studies))
     return 0
 
 

@@ -160,10 +160,10 @@ def main() -> int:
             job()
             return 0
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-        if {"-m", "--multirun"} & set(sys.argv) and _replicas() > 1:
+        several = bool({"-m", "--multirun"} & set(sys.argv))
+        if several and _replicas() > 1:
             raise UserError("found -m under torchrun, expected one run; sweep without torchrun, or start it once a run")
         # Forked first, as the display is a thread.
-        several = bool({"-m", "--multirun"} & set(sys.argv))
         elsewhere = several and launch.asked(sys.argv) is not None
         server = jobs.Server(_import_torch, _in_own_process) if several and not elsewhere else None
         with open(os.devnull, "w") as nowhere, progress.Sweep(nowhere if _rank() else sys.stderr) as sweep:
@@ -191,7 +191,7 @@ def _carry_out_sweep(server: jobs.Server, sweep: progress.Sweep) -> None:
     """Compose every job of a sweep and carry them out."""
     queue = _queue(sweep)
     asked = {each["tree"]["machine"]["jobs"] for each in queue}
-    server.carry_out(queue, min((each for each in asked if each > 0), default=_cores()))
+    server.carry_out(queue, min((each for each in asked if each > 0), default=jobs.cores()))
 
 
 def _queue(sweep: progress.Sweep) -> list[jobs.Job]:
@@ -202,11 +202,6 @@ def _queue(sweep: progress.Sweep) -> list[jobs.Job]:
     queue, _sweep = _sweep, None
     sweep.total = len(queue)
     return queue
-
-
-def _cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def explain(error: Exception) -> str:

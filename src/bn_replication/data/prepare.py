@@ -30,7 +30,7 @@ from PIL import Image
 from bn_replication.data import folders
 from bn_replication.data.crops import Place, reach, stored_size
 from bn_replication.data.folders import PARTS, SIDE, Tree
-from bn_replication.errors import UserError
+from bn_replication.errors import UserError, one_line
 
 INDEX, STARTED, VERIFIED = "index.json", "started.json", ".verified.json"
 TEMPORARY = ".tmp"
@@ -308,6 +308,7 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
+@one_line("error: ")
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bn_replication.data.prepare", description="Prepare ImageNet for reading."
@@ -340,9 +341,6 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("imagenet: stopped; the same command goes on", file=sys.stderr)
         return 130
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except OSError as error:
         print(
             f"error: found '{error.strerror}' at {error.filename or into}, expected room to write; free some and "
