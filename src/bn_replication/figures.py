@@ -840,10 +840,9 @@ def loss_paths(ax: Axes, runs: Frame, curves: Frame) -> Frame:
         for _, own in nets.groupby("run"):
             look = style[str(own["arm"].iloc[0])]
             ax.plot(own["fit_loss"], own[held_out], color=look.colour, linestyle=look.dash, linewidth=1.1, alpha=0.75)
-            at = own.index[own["fit_loss"] <= reached]
-            if len(at):
-                here = own.loc[at[0]]
-                frame.loc[at[0], "gap"] = here[held_out] - here["fit_loss"]
+            if (row := metrics.first_at(own["fit_loss"], own[held_out], reached)) is not None:
+                here = own.iloc[row]
+                frame.loc[here.name, "gap"] = here[held_out] - here["fit_loss"]
                 ax.plot([here["fit_loss"]] * 2, [here["fit_loss"], here[held_out]], color=look.colour, linewidth=0.8)
                 ax.plot(here["fit_loss"], here[held_out], look.marker, color=look.colour, markersize=5)
     ends_at = frame["fit_loss"].min(), frame["fit_loss"].max()

@@ -120,11 +120,16 @@ def drift(percentiles: ArrayLike) -> float:
     return float(np.ptp(trajectory, axis=0).mean()) if len(trajectory) > 1 else math.nan
 
 
+def first_at(train: ArrayLike, held_out: ArrayLike, target: float) -> int | None:
+    """Return the first row whose training loss is at most ``target`` and whose held-out loss is known, if any."""
+    hits = np.flatnonzero((np.asarray(train, float) <= target) & np.isfinite(np.asarray(held_out, float)))
+    return int(hits[0]) if hits.size else None
+
+
 def gap_at(train: ArrayLike, held_out: ArrayLike, target: float) -> float:
     """Return held-out less training loss where the latter is first at most ``target``; NaN if nowhere."""
-    training, other = np.asarray(train, float), np.asarray(held_out, float)
-    hits = np.flatnonzero((training <= target) & np.isfinite(other))
-    return float(other[hits[0]] - training[hits[0]]) if hits.size else math.nan
+    row = first_at(train, held_out, target)
+    return math.nan if row is None else float(np.asarray(held_out, float)[row] - np.asarray(train, float)[row])
 
 
 def usable_width(grid: Sequence[float], accuracies: Sequence[float], chance: float, keep: float) -> Width:

@@ -32,7 +32,7 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 from bn_replication import build, records, status
-from bn_replication.data import Images, Split
+from bn_replication.data import Images, Split, imagenet
 from bn_replication.data.images import VALIDATION
 from bn_replication.data.samples import SIZES
 from bn_replication.data.sources import DATASETS
@@ -57,7 +57,6 @@ EXAMPLES = 16  # images that the probe of activations is tried on
 STEP_FLOPS, CROP_FLOPS = 50e9, 1e9  # a slower batch is probed with fewer images: the smallest of the paper's net here
 BUSY = 0.9  # share of a core below which a probe was disturbed
 MIRROR = 4  # of W&B's offline files, in records: 2.1 MB beside 0.5 MB on the laptop
-IMAGENET = ("imagenet", "imagenet_folders")
 IMAGENET_BYTES = 150e9  # 1.28 million JPEG files as published: 138 GB, and 7 GB of validation
 
 
@@ -157,7 +156,7 @@ def shape_of(data: str, image_size: int) -> Shape:
     """Return the shape of a data set, or a :class:`UserError`: nothing is loaded."""
     square = {"mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
     kind = data.removesuffix("_sample")
-    if data in IMAGENET:
+    if data in imagenet.NAMES:
         return Shape((3, image_size, image_size), 1_281_167, 50_000, 1000, IMAGENET_BYTES)
     if kind not in square:
         raise UserError(f"found data set '{data}', expected {', '.join(square)} or imagenet{nearest(kind, square)}")
