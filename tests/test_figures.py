@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from tests.conftest import Compose
 
 from bn_replication import figures, metrics, records, stats
+from bn_replication.figures.__main__ import main
 from bn_replication.report import rate_tables
 from bn_replication.runner import run
 from bn_replication.train import CONFIGS
@@ -340,9 +341,9 @@ def test_a_large_table_is_packed_and_reads_the_same(tmp_path: Path) -> None:
 def test_the_command_line_draws_what_it_is_asked(tmp_path: Path, capsys: Any) -> None:
     figure_1(tmp_path / "runs")
     there = ["--root", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
-    assert figures.main(["fig1_mnits", *there]) == 2
+    assert main(["fig1_mnits", *there]) == 2
     assert "did you mean 'fig1_mnist'" in capsys.readouterr().err
-    assert figures.main(there) == 0
+    assert main(there) == 0
     written = {path.name for path in tmp_path.glob("out/*/fig1_mnist/*")}
     assert {"fig1a.svg", "fig1a.png", "fig1a.csv", "layers.png"} <= written
 

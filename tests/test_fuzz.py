@@ -78,7 +78,8 @@ def test_any_value_anywhere_is_taken_or_refused_by_name(key: str, value: Any, tr
     if isinstance(value, bool):
         assert isinstance(inner, bool)
     elif isinstance(value, int | float) and isinstance(inner, int | float) and not isinstance(inner, bool):
-        assert float(inner) == float(value)  # a real number is kept as a float, which above 2**53 not every whole one is
+        # A real number is kept as a float, which above 2**53 not every whole one is.
+        assert float(inner) == float(value)
         assert math.isfinite(inner)
 
 

@@ -28,13 +28,17 @@ ALLOWED = {
     "data": {"data"},
     "records": set(),
     "schema": set(),
+    "figures": {"figures", "records", "metrics", "stats", "claims", "ledger"},
 }
+# The figures' own modules, each importing none but those before it.
+DRAWERS = ("style", "frames", "paths", "outcomes", "files", "general", "particular", "studies", "__init__", "__main__")
 READERS = (
     "records",
     "metrics",
     "stats",
     "claims",
     "figures",
+    "figures.__main__",
     "report",
     "publish",
     "verify",
@@ -70,6 +74,18 @@ def test_no_module_reaches_over_its_wall(name: str) -> None:
     if top in ALLOWED and not name.endswith("__main__") and name != "models.architecture":
         assert own_imports(MODULES[name]) <= ALLOWED[top] | {"errors", "streams"}
     assert not {"experiments", "notebooks", "tests"} & {found.partition(".")[0] for found in imports_of(MODULES[name])}
+
+
+def test_figures_are_drawn_in_layers() -> None:
+    """What draws on axes knows nothing of whole figures, and what lays those out nothing of which study is drawn."""
+    folder = SOURCE / "figures"
+    assert {path.stem for path in folder.glob("*.py")} == set(DRAWERS)
+    for place, name in enumerate(DRAWERS):
+        found = imports_of(folder / f"{name}.py")
+        later = {f"bn_replication.figures.{other}" for other in DRAWERS[place:]}
+        assert not found & later, name
+        if name != "__main__":  # from the package itself, which imports them all
+            assert "bn_replication.figures" not in found, name
 
 
 @pytest.mark.parametrize("name", COMPUTERS)

@@ -1,0 +1,259 @@
+"""Figures that any study may have: its curves, where its runs end over what it sweeps, and its layers over training."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import colors
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from bn_replication.figures.files import Drawing
+from bn_replication.figures.frames import accuracy, axes_of, ends, layer_bands, roles, setting, sides_of, swept, targets
+from bn_replication.figures.outcomes import dots, effect, key_to, response, slope
+from bn_replication.figures.paths import depth_map, in_percent, layer_band, learning_curves
+from bn_replication.figures.style import (
+    AXES,
+    BAND,
+    BARS,
+    NORMS,
+    OUTCOMES,
+    RINGS,
+    Frame,
+    in_order,
+    lines_of,
+    looks,
+    natural,
+    spoken,
+    styled,
+    words,
+)
+from bn_replication.ledger import Entry
+
+
+@styled
+def draw_curves(runs: Frame, curves: Frame) -> Drawing | None:
+    """Held-out accuracy and training loss over steps, side by side."""
+    columns = [name for name in (accuracy(curves), "train_loss") if name in curves and curves[name].notna().any()]
+    arms = len(looks(runs))
+    if not columns or arms > 12:  # a grid of settings is legible as a response, not as curves
+        return None
+    figure = Figure(figsize=(6.8, 3.1 + 0.16 * -(-arms // 3)))
+    frames = []
+    for ax, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
+        frames.append(learning_curves(ax, runs, curves, column).assign(column=column))
+        if column.endswith("accuracy"):
+            in_percent(ax.yaxis)
+        if column == "train_loss" and (curves[column].dropna() > 0).all():
+            ax.set_yscale("log")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, arms))
+    return Drawing("curves", "Learning curves", f"{BAND} A cross: the run diverged there.", figure, pd.concat(frames))
+
+
+@styled
+def draw_response(runs: Frame, curves: Frame, entries: Sequence[Entry] = ()) -> Drawing | None:
+    """Accuracy (and steps, where a claim counts them) over the number that a study sweeps."""
+    key = swept(runs)
+    if key is None:
+        return None
+    asked = {entry.metric.name for entry in entries if entry.metric.name in OUTCOMES}
+    outcomes = [name for name in OUTCOMES if name in asked or (asked and name == "best")] or ["final"]
+    marks, frame = roles(runs, entries) if asked else {}, ends(runs, curves, targets(runs, curves, entries))
+    figure, parts = Figure(figsize=(5.2 if len(outcomes) == 1 else 6.8, 3.2)), []
+    for ax, outcome in zip(figure.subplots(1, len(outcomes), squeeze=False)[0], outcomes, strict=True):
+        part = response(ax, frame, key, outcome, marks, accuracy(curves))
+        parts.append(part.assign(outcome=outcome).rename(columns={outcome: "value"}))
+    never = "steps_to" in outcomes and bool((frame["steps_to"].isna() & (frame["status"] != "diverged")).any())
+    key_to(figure, in_order(lines_of(frame, key)), runs, marks, never)
+    what = "Best accuracy" if outcomes == ["best"] else "Accuracy at the end" if outcomes == ["final"] else "Accuracy"
+    return Drawing(
+        "response",
+        f"{what}{' and speed' * ('steps_to' in outcomes)} over {AXES.get(key, words(key)).partition(',')[0]}",
+        f"A point is a run, a line joins medians over seeds; crosses on the floor are runs that diverged. {BARS}"
+        + (" Rings: the settings that a claim compares, seed by seed." if marks else ""),
+        figure,
+        pd.concat(parts, ignore_index=True),
+    )
+
+
+@styled
+def draw_ends(runs: Frame, curves: Frame) -> Drawing | None:
+    """Where each arm ends: of studies whose arms are no points on one axis, and no few settings either."""
+    style = looks(runs)
+    if swept(runs) is not None or len(style) < 4:
+        return None
+    figure = Figure(figsize=(5.6, 0.9 + 0.26 * len(style)))
+    frame = ends(runs, curves).assign(row=runs["arm"].map({arm: look.label for arm, look in style.items()}))
+    ax = figure.add_subplot()
+    dots(ax, frame[frame["status"] != "diverged"], {look.label: look for look in style.values()}, "final")
+    ax.set_xlabel(OUTCOMES["final"].format(accuracy(curves).replace("_", " ")))
+    in_percent(ax.xaxis)
+    caption = "A point is a run, a bar an arm's median over seeds."
+    if (frame["status"] == "diverged").any():
+        caption += " Runs that diverged have no point."
+    table = frame[["arm", "seed", "final", "status"]].sort_values(["arm", "seed"])
+    return Drawing("ends", "Accuracy at the end, arm by arm", caption, figure, table)
+
+
+@styled
+def draw_slopes(runs: Frame, curves: Frame, entries: Sequence[Entry] = ()) -> Drawing | None:
+    """Best accuracy at the settings of a key that is no axis, seed by seed; a panel for each of the other settings.
+
+    The key is the one in which a claim's two sides differ, else the norm, else the first that is swept.
+    """
+    axes, number = axes_of(runs), swept(runs)
+    numeric = {"optimizer.rate", "optimizer.multiple"} if number == "initial rate" else {number}
+    if not axes or "variant" in axes or (number is not None and not set(axes) - numeric - {"norm"}):
+        return None
+    entry = next((e for e in entries if e.control and e.metric.name == "best"), None)
+    key = next((k for k in axes if entry and sides_of(entry)["control"].get(k) != entry.treatment.get(k)), None)
+    key = key or ("norm" if "norm" in axes else axes[0])
+    values = sorted(set(setting(runs, key)), key=lambda value: _place(key, value))
+    frame, facets = ends(runs, curves), [k for k in axes if k != key]
+    claimed: dict[str, str] = {}
+    if entry is not None:
+        claimed = roles(runs, [entry])
+        first = {role: sides_of(entry)[role][key][0] for role in RINGS if key in sides_of(entry)[role]}
+        values.sort(key=lambda value: [value == v for v in (*first.values(), value)].index(True))
+    combinations = list(zip(*(setting(frame, k) for k in facets), strict=True)) or [()] * len(frame)
+    frame["facet"] = [", ".join(map(spoken, facets, values)) or "all runs" for values in combinations]
+    ordered = sorted(set(combinations), key=lambda values: [_place(*pair) for pair in zip(facets, values, strict=True)])
+    names = [", ".join(map(spoken, facets, values)) or "all runs" for values in ordered]
+    if len(names) > 8:
+        return None
+    wide = 0.6 + max(1.1, 0.5 * len(values)) * len(names)
+    figure = Figure(figsize=(min(max(wide, 3.4), 6.8), 3.1))
+    grid = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    shaded = False
+    for ax, name in zip(grid, names, strict=True):
+        own = frame[frame["facet"] == name]
+        allowed = None
+        if entry is not None and own["run"].isin(list(claimed)).any():
+            bounds = entry.bounds_at(str(own["scale"].iloc[0]))
+            allowed = bounds if bounds is not None and np.isfinite(bounds).all() else None
+            shaded = shaded or allowed is not None
+        slope(ax, own, key, values, "best", allowed)
+        if facets:
+            ax.set_title(name)
+        ax.label_outer()
+    grid[0].set_ylabel(OUTCOMES["best"].format(accuracy(curves).replace("_", " ")))
+    in_percent(grid[0].yaxis)
+    figure.supxlabel(AXES.get(key, words(key)), fontsize=9)
+    caption = "A point is a run, a thin line a seed, the strong one their mean."
+    if (frame["status"] == "diverged").any():
+        caption += " A cross: the run diverged, with what it had reached."
+    if shaded:
+        caption += " Shade: where the claim's rule wants the mean, about the mean of the setting on the left."
+    return Drawing(
+        "slopes",
+        f"Best accuracy by {AXES.get(key, words(key)).partition(',')[0]}",
+        caption,
+        figure,
+        frame.assign(setting=setting(frame, key))[["facet", "setting", "arm", "seed", "best", "status"]],
+    )
+
+
+def _place(key: str, value: Any) -> list[Any]:
+    """Return a sorting key under which norms stand in the legend's order, and 2 before 10."""
+    known = key == "norm" and value in NORMS
+    return natural(str(list(NORMS).index(value))) if known else natural(str(value))
+
+
+@styled
+def draw_layers(runs: Frame, activations: Frame, layers: Sequence[str] = ()) -> Drawing | None:
+    """Small multiples in depth order: what some layers' nonlinearities receive, one column an arm."""
+    if activations.empty:
+        return None
+    bands, style = layer_bands(activations), looks(runs)
+    if not layers:
+        every = bands.drop_duplicates("layer")["layer"].tolist()
+        layers = [every[i] for i in np.unique(np.linspace(0, len(every) - 1, 6).round().astype(int))]
+    arms = _some([arm for arm in style if arm in set(bands["arm"])])
+    figure = Figure(figsize=(max(1.45 * len(arms) + 0.4, 3.4), 1.05 * len(layers) + 0.6))
+    grid = figure.subplots(len(layers), len(arms), sharex=True, sharey="row", squeeze=False)
+    for (row, layer), (column, arm) in itertools.product(enumerate(layers), enumerate(arms)):
+        ax, own = grid[row, column], bands[(bands["layer"] == layer) & (bands["arm"] == arm)]
+        layer_band(ax, own, style[arm])
+        ax.set_xlabel("")
+        ax.yaxis.set_major_locator(MaxNLocator(3))
+        ax.tick_params(labelsize=7)
+        if row == 0:
+            ax.set_title(style[arm].label.replace(", ", "\n", 1), fontsize=8)
+        if column == 0:
+            ax.set_ylabel(layer.replace(".", "\n", 1), fontsize=7)
+        ax.label_outer()
+    figure.supxlabel("training steps (log)", fontsize=8)
+    return Drawing(
+        "layers",
+        "What the nonlinearities receive, layer by layer",
+        "From the input (top) to the output (bottom), evenly chosen in depth. Line: median; band: 15th to "
+        "85th percentile; of both the median over seeds. A row shares its axis.",
+        figure,
+        bands[bands["layer"].isin(layers) & bands["arm"].isin(arms)]
+        .groupby(["arm", "layer", "step"], sort=False, as_index=False)[["p15", "p50", "p85"]]
+        .median(),
+    )
+
+
+@styled
+def draw_depth(runs: Frame, activations: Frame) -> Drawing | None:
+    """Heat maps over depth and time: centre and spread of what every layer's nonlinearity receives."""
+    if activations.empty or activations["layer"].nunique() < 5:
+        return None
+    bands, style = layer_bands(activations), looks(runs)
+    arms = _some([arm for arm in style if arm in set(bands["arm"])])
+    bands = bands[bands["arm"].isin(arms)]
+    reach = max(float(bands["p50"].abs().quantile(0.98)), 1e-6)
+    spread = bands.loc[bands["std"] > 0, "std"]
+    low, high = (float(q) for q in spread.quantile([0.02, 0.98])) if len(spread) else (0.1, 1.0)
+    scales = {
+        "p50": (colors.Normalize(-reach, reach), "PuOr", "median"),
+        "std": (colors.LogNorm(low, max(high, low * 1.01)), "cividis", "standard deviation"),
+    }
+    figure = Figure(figsize=(max(1.3 * len(arms) + 0.9, 3.4), 5.0))
+    grid = figure.subplots(2, len(arms), sharey=True, squeeze=False)
+    for row, (column, (norm, cmap, label)) in enumerate(scales.items()):
+        for ax, arm in zip(grid[row], arms, strict=True):
+            depth_map(ax, bands[bands["arm"] == arm], column, norm, cmap)
+            ax.tick_params(labelsize=7)
+            if row == 0:
+                ax.set_title(style[arm].label.replace(", ", "\n", 1), fontsize=8)
+        grid[row, 0].set_ylabel("depth (layer)", fontsize=8)
+        figure.colorbar(
+            ScalarMappable(norm, cmap), ax=grid[row].tolist(), label=label, extend="both", aspect=30, pad=0.01
+        )
+    grid[0, 0].set_ylim(bands["depth"].max() + 1, 0)
+    figure.supxlabel("training steps, as probed", fontsize=8)
+    return Drawing(
+        "depth",
+        "Every layer over training",
+        "Each row of a map is a layer, the input at the top; colour is the median (top) or the standard "
+        "deviation (bottom) of what its nonlinearity receives, the median over seeds. The ends of a scale "
+        "hold what lies beyond them, 2% of the values. Of more than eight arms, eight, evenly chosen.",
+        figure,
+        bands.groupby(["arm", "depth", "layer", "step"], as_index=False)[["p50", "std"]].median(),
+    )
+
+
+def _some(arms: list[str], most: int = 8) -> list[str]:
+    """Return at most so many of ``arms``, evenly chosen, the first and the last among them."""
+    chosen = np.unique(np.linspace(0, len(arms) - 1, min(most, len(arms))).round().astype(int)).tolist()
+    return [arms[i] for i in chosen]
+
+
+@styled
+def draw_effect(
+    rows: Sequence[tuple[str, float, float, float]],
+    bounds: tuple[float, float],
+    kind: str,
+    paper: float | None = None,
+) -> Figure:
+    figure = Figure(figsize=(4.4, 0.62 + 0.26 * len(rows) + (0.18 if paper is not None else 0)))
+    effect(figure.add_subplot(), rows, bounds, kind, paper)
+    return figure
