@@ -26,8 +26,8 @@ setup: .venv/ready ## make the environment in .venv (again only when the pins ch
 	  || { grep -E '^ERROR|error:' .venv/setup.log | head -5; echo "setup: failed, see .venv/setup.log; 'make setup' goes on from here" >&2; exit 2; }
 	@touch $@
 
-data: setup ## fetch and verify MNIST and CIFAR-10
-	@$(PY) -m bn_replication.data mnist cifar10
+data: setup ## fetch and verify MNIST, CIFAR-10 and Fashion-MNIST
+	@$(PY) -m bn_replication.data mnist cifar10 fashion_mnist
 
 imagenet-prepare: setup ## decode ImageNet once for SCALE=paper (SOURCE=folder with train/ and val/); goes on where it stopped
 	@$(PY) -m bn_replication.data.prepare $(if $(SOURCE),--source "$(SOURCE)") $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -106,6 +107,20 @@ def test_the_ledger_holds_every_claim_of_the_paper_and_refers_to_numbers_that_ex
     assert all(papers(e, paper) for e in ledger.values() if e.paper)
     assert papers(ledger["bn-alone"], paper) == "2.33x fewer"
     assert papers(ledger["x30-slower-start"], paper) == "1.29x more"
+
+
+def test_the_second_data_set_is_judged_by_the_rules_of_the_first() -> None:
+    """Same metric, arms, effect and bounds; another study, whose runs are on other data."""
+    ledger = load_ledger()
+    again = {name: re.search(r"\(([a-z0-9-]+)(,| on) ", e.says) for name, e in ledger.items() if "fashion" in e.study}
+    assert len(again) == 6
+    for name, named in again.items():
+        assert named, name
+        here, there = ledger[name], ledger[named[1]]
+        assert here.study != there.study
+        for part in ("metric", "control", "treatment", "effect", "kind"):
+            assert getattr(here, part) == getattr(there, part), (name, part)
+        assert here.bounds_at("laptop") == there.bounds_at("laptop"), name
 
 
 def test_every_open_value_is_the_one_in_the_configuration() -> None:

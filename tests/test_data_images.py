@@ -24,7 +24,7 @@ from bn_replication.data import (
 from bn_replication.errors import UserError
 
 HOUSE = Path(__file__).parents[1]
-SAMPLES = ["mnist_sample", "cifar10_sample"]
+SAMPLES = ["mnist_sample", "fashion_mnist_sample", "cifar10_sample"]
 
 
 def rows(part: images.Images) -> set[bytes]:
@@ -47,7 +47,7 @@ def test_what_a_set_is_made_of(name: str) -> None:
     data = load(name)
     for part in (data.train, data.held_out):
         assert part.images.dtype == torch.uint8
-        assert part.images.shape[1:] == ((1, 28, 28) if name == "mnist_sample" else (3, 32, 32))
+        assert part.images.shape[1:] == ((3, 32, 32) if name == "cifar10_sample" else (1, 28, 28))
         assert part.labels.dtype == torch.int64
         assert len(set(part.labels.bincount(minlength=part.classes).tolist())) == 1  # as many of each class
     assert load(name) is data  # read once a process
@@ -115,7 +115,7 @@ def test_an_altered_sample_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         samples.read("mnist")
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
 def test_samples_are_rows_of_the_published_sets(name: str) -> None:
     dataset = sources.find(name)
     if not all((HOUSE / "data" / name / file.name).exists() for file in dataset.files):

@@ -27,6 +27,7 @@ VALIDATION = {
     "imagenet": 50_000,
     "imagenet_folders": 50_000,
     "mnist_sample": 100,
+    "fashion_mnist_sample": 100,
     "cifar10_sample": 80,
 }
 CIFAR10_TRAIN = tuple(f"data_batch_{n}" for n in range(1, 6))

@@ -1,4 +1,4 @@
-"""A few hundred real images of MNIST and CIFAR-10, shipped so that tests and smoke runs need no download.
+"""A few hundred real images of each small data set, shipped so that tests and smoke runs need no download.
 
 Each set is a contact sheet (``samples/NAME.png``, lossless, one tile an image) beside a list of labels and of
 the rows of the full set that the tiles are; ``python -m bn_replication.data.samples`` makes both again from
@@ -19,7 +19,7 @@ from bn_replication.errors import UserError
 
 HERE = Path(__file__).parent / "samples"
 # images a class in the training and in the test part, tiles in a row of the sheet
-SIZES = {"mnist": (40, 20, 30), "cifar10": (24, 10, 20)}
+SIZES = {"mnist": (40, 20, 30), "fashion_mnist": (40, 20, 30), "cifar10": (24, 10, 20)}
 
 
 def read(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
