@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from tests import synthetic
 from tests.conftest import Compose
 
-from bn_replication import build, claims, jacobians, records
+from bn_replication import build, claims, jacobians, landscape, records
 from bn_replication.data import LinearInput, conditioning, load
 from bn_replication.inputs import Inputs
 from bn_replication.ledger import (
@@ -46,6 +46,7 @@ from bn_replication.train import CONFIGS
 LEDGER = [entry for entry in load_ledger().values() if "evaluation" not in entry.treatment]
 STUDIES = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 # Few rows and probes; everything else as the study has it.
+MEASURED = ("fit", "linear_share", "jacobian", "landscape", "gradient_ratio", "cost")
 QUICK = ("evaluate.times=1", "probe.points=1", "evaluate.examples=20", "steps=2", "probe.examples=8")
 
 
@@ -193,10 +194,51 @@ def test_the_linear_part_of_a_sigmoid() -> None:
     assert linear_share(z) == {"linear_share": 3 / 8, "linear_share_wide": 5 / 8}
 
 
+def test_along_the_gradient_of_a_quadratic() -> None:
+    """By hand: f = w'Hw/2 with H = diag(1, 3) at (3, 1), so gradient (3, 3); a step of t leads to (3 - 3t, 1 - 3t)."""
+    curvature, place = torch.tensor([1.0, 3.0]), torch.tensor([3.0, 1.0], requires_grad=True)
+    found = landscape.along_gradient([place], lambda: 0.5 * (curvature * place**2).sum(), rate=0.1, multiples=(1, 2))
+    losses = [0.5 * ((3 - 3 * t) ** 2 + 3 * (1 - 3 * t) ** 2) for t in (0.1, 0.2)]
+    # The gradient moves by t H g = t (3, 9), at most with t = 0.2; its own length is sqrt(18).
+    change = 0.2 * 90**0.5
+    expected = {"loss_range": losses[0] - losses[1], "gradient_change": change}
+    assert found == pytest.approx(expected | {"gradient_change_relative": change / 18**0.5})
+    assert torch.equal(place, torch.tensor([3.0, 1.0]))
+
+
+def test_looking_along_the_gradient_leaves_no_trace(composed: Compose) -> None:
+    cfg, _ = composed("setting=inception", "variant=bn_baseline", "model.auxiliary=true")
+    images, labels = Inputs(cfg, load("cifar10_sample")).held_out(0, 16)
+    net = build.network(cfg)((3, 32, 32), 10, torch.Generator().manual_seed(0), images).train()
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    draws = torch.get_rng_state()
+    row = landscape.measure(net, images, labels, 0.1)
+    assert all(math.isfinite(value) and value > 0 for value in row.values())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(module.training for module in net.modules())
+    assert all(p.grad is not None and p.grad.eq(1).all() for p in net.parameters())
+    assert torch.equal(torch.get_rng_state(), draws)
+
+
+def test_the_first_layers_gradient_over_the_last_ones(composed: Compose) -> None:
+    """Of one step, so of the initial weights, as the probe has them layer by layer."""
+    overrides = ("setting=mnist", "model.depth=5", "model.act=relu", "study=t", "steps=1", "probe.points=1")
+    cfg, _ = composed(*overrides, "measure.gradient_ratio=true")
+    run(cfg, "a")
+    directory = cfg.machine.results / "smoke" / "t" / "a" / "seed=0"
+    rows = [row for row in records.read_rows(directory / records.ACTIVATIONS) if row["step"] == 1]
+    assert [row["layer"] for row in rows] == [f"act{n}" for n in range(1, 6)]
+    record = records.read_run_json(directory)
+    assert record is not None
+    assert record["summary"]["gradient_ratio"] == pytest.approx(rows[0]["gradient"] / rows[-1]["gradient"])
+
+
 def test_measuring_changes_no_number_of_training(composed: Compose) -> None:
     """Everything measured at once, against nothing: the same curve to the bit, and more columns beside."""
     ground = ("setting=inception", "variant=bn_x5_sigmoid", "norm=tracking", "study=t", "steps=2", "evaluate.times=1")
-    everything = [f"measure.{key}=true" for key in ("fit", "linear_share", "jacobian", "cost")]
+    everything = [f"measure.{key}=true" for key in MEASURED]
     statistics = "measure.statistics={batches: 2, test_batch_sizes: [4, 50]}"
     bare, _ = composed(*ground)
     full, _ = composed(*ground, *everything, statistics)
@@ -205,13 +247,16 @@ def test_measuring_changes_no_number_of_training(composed: Compose) -> None:
     directories = [bare.machine.results / "smoke" / "t" / arm / "seed=0" for arm in ("bare", "full")]
     plain, rich = ([*records.read_rows(directory / records.CURVES)] for directory in directories)
     assert [{key: row[key] for key in other} for row, other in zip(rich, plain, strict=True)] == plain
-    assert {"fit_loss", "fit_accuracy"} == set(rich[-1]) - set(plain[-1])
+    landscapes = {f"landscape_{key}" for key in ("loss_range", "gradient_change", "gradient_change_relative")}
+    assert {"fit_loss", "fit_accuracy"} | landscapes == set(rich[-1]) - set(plain[-1])
     probed = [*records.read_rows(directories[1] / records.ACTIVATIONS)]
     assert all({"linear_share", "linear_share_wide"} <= set(row) for row in probed)
     assert any("singular_values" in row for row in probed)
     summaries = [records.read_run_json(directory) for directory in directories]
     numbers = [record["summary"] for record in summaries if record is not None]
     assert numbers[0].items() <= numbers[1].items()
+    for key in landscapes:
+        assert numbers[1][key] == pytest.approx(sum(row[key] for row in rich) / len(rich), rel=1e-6)
     # The average that the net itself is evaluated with is one of those recorded beside.
     assert numbers[1]["test_loss_moving_0.1"] == pytest.approx(numbers[1]["test_loss"], rel=1e-6)
     assert len({numbers[1][f"test_loss_{name}"] for name in ("population", "moving_1", "batch_4", "batch_50")}) == 4

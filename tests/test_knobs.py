@@ -122,6 +122,7 @@ KNOBS: list[tuple[str, dict[str, Any], set[str]]] = [
     (MLP, {"data__order": "fixed"}, ORDERED),
     *[(MLP, {"data__input": mode}, FED) for mode in ("unit", "standardize", "centered", "decorrelated", "whitened")],
     *[(MLP, {"norm": norm}, TRAINED) for norm in ("none", "batch_no_affine", "layer", "group", "detached", "zca")],
+    *[(MLP, {"norm": norm}, TRAINED) for norm in ("weight", "noisy")],
     (MLP, {"norm__eps": 1e-2}, TRAINED),
     # Running averages serve inference alone: training must not notice them.
     (MLP, {"norm__momentum": 0.5}, {"held_out"}),
@@ -130,6 +131,9 @@ KNOBS: list[tuple[str, dict[str, Any], set[str]]] = [
     (MLP, {"model__hidden": [100, 100]}, TRAINED | {"weights"}),
     (MLP, {"model__init_std": 0.2}, TRAINED | {"weights"}),
     (MLP, {"model__init_scale": 2.0}, TRAINED | {"weights"}),
+    (MLP, {"model__depth": 2}, TRAINED | {"weights"}),
+    *[(MLP, {"model__initialisation": rule}, TRAINED | {"weights"}) for rule in ("glorot", "he")],
+    (PLAIN, {"norm": "weight"}, TRAINED),
     (BN, {"schedule__speed": 6}, TRAINED | {"rates"}),
     (BN, {"steps": 8}, TRAINED | {"rates"}),
     (BN, {"optimizer__l2": 0.01}, TRAINED | {"decay"}),
@@ -258,6 +262,13 @@ def test_every_order_yields_each_example_once_an_epoch_and_only_fixed_repeats_it
 def test_ablation_shuffles_epochs_are_whole_batches_at_every_scale() -> None:
     for path in sorted(Path(CONFIGS / "scale").glob("*.yaml")):
         assert OmegaConf.load(path).subset % 32 == 0, path
+
+
+def test_keys_that_came_later_leave_earlier_runs_as_they_were() -> None:
+    earlier = config(MLP).identity()
+    assert not {"depth", "initialisation"} & set(earlier["model"])
+    changed = config(MLP, model__depth=2, model__initialisation="he").identity()["model"]
+    assert changed == earlier["model"] | {"depth": 2, "initialisation": "he"}
 
 
 def test_without_affine_a_norm_learns_nothing() -> None:

@@ -64,6 +64,23 @@ def test_weights_are_small_gaussians_and_biases_zero():
     assert not any(p.any() for p in net.parameters() if p.dim() == 1)
 
 
+def test_weights_by_the_layers_sizes():
+    he, glorot = build(initialisation="he"), build(initialisation="glorot", init_scale=4.0)
+    assert he.linear1.weight.std().item() == pytest.approx((2 / 784) ** 0.5, rel=0.02)
+    assert he.classifier.weight.std().item() == pytest.approx((1 / 100) ** 0.5, rel=0.1)
+    assert glorot.linear1.weight.std().item() == pytest.approx(4 * (2 / 884) ** 0.5, rel=0.02)
+
+
+def test_depth_repeats_the_last_width():
+    def widths(**options: Any) -> list[int]:
+        return [layer.out_features for layer in build(**options).modules() if isinstance(layer, nn.Linear)]
+
+    assert widths(hidden=(7, 5), depth=4) == [7, 5, 5, 5, 10]
+    assert widths(hidden=(7, 5), depth=1) == [7, 10]
+    with pytest.raises(UserError, match=r"model\.depth: 0"):
+        build(depth=0)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -73,6 +90,9 @@ def test_weights_are_small_gaussians_and_biases_zero():
         {"placement": "after", "norm_layer": norms.BatchNorm},
         {"init_std": 0.2},
         {"init_scale": 0.5},
+        {"initialisation": "glorot"},
+        {"initialisation": "he"},
+        {"depth": 5},
         {"hidden": (100, 100)},
         {"generator": None},
     ],

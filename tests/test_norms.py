@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import math
@@ -22,8 +23,9 @@ from bn_replication.errors import UserError
 SHAPES = {"fully connected": (12, 3), "convolutional": (4, 3, 5, 2)}
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "norm").glob("*.yaml"))
+CONFIGS = [path for path in CONFIGS if path.stem != "weight"]  # which needs a map in front; its tests are its own
 # Those that take a constant out of each channel again, so that a bias in front has no effect on the output.
-SHIFTED = {"batch", "reference", "batch_no_affine", "per_activation", "detached", "tracking", "zca", "sync"}
+SHIFTED = {"batch", "reference", "batch_no_affine", "per_activation", "detached", "tracking", "zca", "sync", "noisy"}
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -160,7 +162,7 @@ def test_an_affine_map_of_a_channel_is_undone_and_gamma_beta_can_redo_it(scale: 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 @shapes
 def test_shifts_tells_whether_a_bias_in_front_is_redundant(path: Path, shape: tuple[int, ...]) -> None:
-    norm_layer = configured(path)
+    norm_layer = configured(path, **({"mean": 0.0, "spread": 1.0, "jitter": 0.0} if path.stem == "noisy" else {}))
     channels = 6
     x, bias = draw(shape[0], channels, *shape[2:]), torch.linspace(-2, 3, channels, dtype=torch.float64)
     bias = bias.view(1, -1, *[1] * (len(shape) - 2)).requires_grad_()
@@ -251,6 +253,76 @@ def test_group_norm_takes_the_largest_divisor(channels: int, groups: int, used: 
     y = layer(draw(3, channels, 2, 2)).reshape(3, used, -1)
     assert_close(y.mean(2), torch.zeros(3, used).double(), atol=1e-12, rtol=0)
     assert_close(y.square().mean(2), torch.ones(3, used).double())
+
+
+@shapes
+def test_noise_is_of_the_stated_distribution_and_in_training_alone(shape: tuple[int, ...]) -> None:
+    x = draw(200, *shape[1:])
+    noisy, plain = norms.NoisyBatchNorm(shape[1]).double(), norms.BatchNorm(shape[1]).double()
+    shifts, scales = [], []
+    for seed in range(200):
+        torch.manual_seed(seed)
+        y, clean = noisy(x), plain(x)
+        axes = (0, *range(2, x.dim()))
+        shifts.append(y.mean(axes))  # that of what BN gives is 0
+        scales.append((y * clean).mean(axes) / clean.square().mean(axes))
+    means, spreads = torch.cat(shifts), torch.cat(scales)
+    # Uniform in -0.5..0.5 and in 1..1.25, but for the mean of 200 examples' own 0.1.
+    assert_close(means.std(), torch.tensor(1 / 12**0.5).double(), rtol=0.1, atol=0)
+    assert means.abs().max() < 0.55
+    assert_close(spreads.mean(), torch.tensor(1.125).double(), rtol=0.01, atol=0)
+    assert 0.95 < spreads.min() < spreads.max() < 1.3
+    assert_close(noisy.running_mean, plain.running_mean)
+    state = torch.get_rng_state()
+    assert torch.equal(noisy.eval()(x), plain.eval()(x))
+    with norms.batch_statistics(noisy), norms.last_noise(noisy), norms.batch_statistics(plain):
+        last = noisy(x) - plain(x)
+        assert_close(noisy(x), norms._per_channel(noisy.scale, x) * plain(x) + norms._per_channel(noisy.shift, x))
+    assert last.abs().max() > 0.01
+    assert torch.equal(noisy(x), plain(x))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@shapes
+def test_weight_norm_is_pytorchs(shape: tuple[int, ...]) -> None:
+    """Same function, same gradients and so the same training; it starts as the plain map."""
+    x, target = draw(*shape), torch.linspace(-1, 1, shape[0]).double()
+    convolutional = len(shape) == 4
+
+    def front(bias: bool) -> nn.Linear | nn.Conv2d:
+        map_ = nn.Conv2d(3, 5, 2, bias=bias) if convolutional else nn.Linear(3, 5, bias=bias)
+        nn.init.normal_(map_.weight, generator=torch.Generator().manual_seed(0))
+        return map_.double()
+
+    plain, theirs = front(bias=False), front(bias=True)
+    ours = nn.Sequential(front(bias=False), norms.WeightNorm(5).double())
+    norms.materialize(ours, x)
+    assert_close(ours(x), plain(x))
+    assert theirs.bias is not None
+    nn.init.zeros_(theirs.bias)
+    nn.utils.parametrizations.weight_norm(theirs)
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.1) for net in (ours, theirs)]
+    for _ in range(4):
+        outputs = []
+        for net, optimizer in zip((ours, theirs), optimizers, strict=True):
+            outputs.append(net(x))
+            optimizer.zero_grad()
+            (outputs[-1].flatten(1).square().mean(1) - target).square().mean().backward()
+            optimizer.step()
+        assert_close(*outputs)
+    assert (ours(x) - plain(x)).abs().max() > 0.01
+    twin = copy.deepcopy(ours)  # stands behind its own map, not behind the one it was copied with
+    before = twin(x)
+    with torch.no_grad():
+        ours[0].weight.mul_(torch.linspace(1, 2, ours[0].weight.numel()).view_as(ours[0].weight))
+    assert torch.equal(twin(x), before)
+
+
+def test_weight_norm_wants_a_map_of_its_width_in_front() -> None:
+    with pytest.raises(UserError, match="norm=weight alone"):
+        norms.WeightNorm(3)(draw(4, 3))
+    with pytest.raises(UserError, match="found one of 5 in front"):
+        norms.materialize(nn.Sequential(nn.Linear(3, 5), norms.WeightNorm(3)), draw(4, 3))
 
 
 def test_no_norm_is_the_identity_of_any_width() -> None:
@@ -344,6 +416,7 @@ def test_every_argument_is_written_out_and_none_is_idle(path: Path) -> None:
         norm = norm_layer(8)
         norms.materialize(norm, x @ first)
         optimizer = torch.optim.SGD([last.requires_grad_(), *norm.parameters()], lr=0.1)
+        torch.manual_seed(0)
         for _ in range(3):
             loss = (torch.sigmoid(norm(x @ first)) @ last - t).square().mean()
             optimizer.zero_grad()
@@ -358,6 +431,7 @@ def test_every_argument_is_written_out_and_none_is_idle(path: Path) -> None:
     assert set(norm_layer.keywords) == arguments
     usual = losses(norm_layer)
     changes = {"eps": 0.1, "momentum": 0.5, "affine": not norm_layer.keywords.get("affine"), "groups": 2}
+    changes |= {"mean": 0.4, "spread": 1.5, "jitter": 0.2}
     # What `momenta` keeps stands beside the net; tests/test_ablations.py reads it.
     for name in arguments - {"momenta"}:
         changed = losses(functools.partial(norm_layer.func, **{**norm_layer.keywords, name: changes[name]}))

@@ -17,6 +17,7 @@ from bn_replication.errors import UserError
 from bn_replication.runner import Interrupted, run
 
 MLP = ("setting=mnist", "study=t", "steps=40", "evaluate.times=8", "probe.points=4", "optimizer.rate=0.05")
+NOISY = (*MLP, "norm=noisy", "measure.landscape=true")
 INCEPTION = ("setting=inception", "study=t", "variant=bn_x5", "steps=6", "evaluate.times=3", "probe.points=2")
 
 
@@ -40,7 +41,7 @@ def test_the_same_seed_twice_is_the_same_to_the_bit_and_another_is_not(composed:
     assert files_of(place(other, "first"))[records.CURVES] != first[records.CURVES]
 
 
-@pytest.mark.parametrize("overrides", [MLP, INCEPTION], ids=["mlp", "inception"])
+@pytest.mark.parametrize("overrides", [MLP, INCEPTION, NOISY], ids=["mlp", "inception", "noisy"])
 def test_a_run_stopped_and_resumed_equals_one_left_alone(composed: Compose, overrides) -> None:
     cfg, _ = composed(*overrides)
     run(cfg, "alone")

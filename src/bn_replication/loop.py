@@ -68,7 +68,7 @@ def fit(
     world = world or World()
     for step in range(start, steps):
         inputs, labels = batches(step)
-        # Dropout draws from the global generator; seeded here, its masks depend on nothing but the step.
+        # Dropout draws from the global generator, and so does norm=noisy; seeded here, they hang on the step alone.
         seed_global(inputs.device, stream_seed(seed, "dropout", step, world.rank))
         for group in optimizer.param_groups:
             group["lr"] = rate(step)

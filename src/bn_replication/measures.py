@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from bn_replication import build, jacobians
+from bn_replication import build, jacobians, landscape
 from bn_replication.data import LinearInput, Split, conditioning
 from bn_replication.evaluate import one_crop
 from bn_replication.inputs import Inputs
@@ -51,6 +51,7 @@ class Measures:
         self.cfg, self.model, self.split, self.inputs, self.fixed = cfg, model, split, inputs, fixed
         decay = cfg.measure.average
         self.average = None if decay is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.landscapes: list[dict[str, float]] = []  # one a row of the curve
 
     def after_step(self) -> None:
         """Take an update of the weights into their moving average."""
@@ -59,14 +60,30 @@ class Measures:
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs of what is measured step by step."""
-        return {} if self.average is None else {"average": self.average.state_dict()}
+        state = {} if self.average is None else {"average": self.average.state_dict()}
+        return state | ({"landscapes": self.landscapes} if self.landscapes else {})
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        self.landscapes = list(state.get("landscapes", []))
 
-    def columns(self) -> dict[str, float]:
-        """Return what a row of the curve has besides: the training images judged as the held-out ones are."""
+    def columns(self, rate: float) -> dict[str, float]:
+        """Return what a row of the curve has besides; ``rate`` is the learning rate of the step that comes next."""
+        return self._landscape(rate) | self._fit()
+
+    def _landscape(self, rate: float) -> dict[str, float]:
+        """Return how the loss looks along its gradient, on the probe's images."""
+        if not self.cfg.measure.landscape:
+            return {}
+        assert self.fixed is not None
+        labels = self.split.train.labels[: len(self.fixed)]
+        row = landscape.measure(self.model, self.fixed, labels, rate)
+        self.landscapes.append({f"landscape_{key}": value for key, value in row.items()})
+        return self.landscapes[-1]
+
+    def _fit(self) -> dict[str, float]:
+        """Return how the training images are judged, as the held-out ones are."""
         if not self.cfg.measure.fit:
             return {}
         train, sample = self.split.train, self.cfg.evaluate.examples or len(self.split.held_out)
@@ -89,10 +106,18 @@ class Measures:
             for name, row in jacobians.measure(self.model, self.fixed).items():
                 rows[name] = rows.get(name, {}) | row
         if self.cfg.measure.gradients:
-            weights = feeding_weights(self.model, nonlinearities(self.model, tuple(ACTIVATIONS.values())))
-            for name, value in gradient_rms(weights).items():
+            for name, value in self._gradients().items():
                 rows[name] = rows.get(name, {}) | {"gradient": value}
         return rows
+
+    def _gradients(self) -> dict[str, float | None]:
+        weights = feeding_weights(self.model, nonlinearities(self.model, tuple(ACTIVATIONS.values())))
+        return gradient_rms(weights)
+
+    def _gradient_ratio(self) -> float:
+        values = list(self._gradients().values())
+        first, last = values[0], values[-1]
+        return first / last if first is not None and last else math.nan
 
     def summary(self) -> dict[str, float]:
         """Return the numbers of a trained net, flat."""
@@ -104,6 +129,11 @@ class Measures:
                 numbers[key] = sum(shares) / len(shares) if shares else math.nan
         if measure.jacobian:
             numbers["jacobian_log_spread"] = jacobians.log_spread([row for row in layers if "log_spread" in row])
+        if measure.landscape:
+            for key in self.landscapes[0]:
+                numbers[key] = statistics.fmean(row[key] for row in self.landscapes)
+        if measure.gradient_ratio:
+            numbers["gradient_ratio"] = self._gradient_ratio()
         if measure.conditioning:
             numbers |= {f"input_{key}": value for key, value in self._conditioning().items()}
         if measure.cost:

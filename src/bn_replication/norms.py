@@ -322,6 +322,52 @@ class TrackingBatchNorm(BatchNorm):
         return Population(self.moving_mean[k], self.moving_var[k])
 
 
+class NoisyBatchNorm(BatchNorm):
+    """:class:`BatchNorm` whose outputs are made unstable on purpose (Santurkar et al. 2018).
+
+    In training each channel draws a shift within ``mean`` of 0 and a scale of 1 to ``spread``, both uniform and anew
+    at each step. An output y becomes s * y + m, with m uniform within ``jitter`` of that shift and s normal about
+    that scale with deviation ``jitter``. All is drawn from the global generator, as dropout's masks are, which the
+    training loop seeds by the step. In evaluation there is no noise.
+
+    ``shift`` and ``scale``, each (C,) and of the last training step, are buffers, so that a probe can look at what
+    training saw without a draw of its own: see :func:`last_noise`.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        mean: float = 0.5,
+        spread: float = 1.25,
+        jitter: float = 0.1,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine)
+        if spread < 1:
+            raise UserError(f"found spread={spread}, expected 1 or more; mend it in configs/norm/noisy.yaml")
+        self.mean, self.spread, self.jitter = mean, spread, jitter
+        self.held = False  # is the last step's noise applied in evaluation too?
+        self.register_buffer("shift", torch.zeros(num_features))
+        self.register_buffer("scale", torch.ones(num_features))
+
+    def forward(self, input: Tensor) -> Tensor:
+        y = super().forward(input)
+        if self.training:
+            self.shift.uniform_(-self.mean, self.mean)
+            self.scale.uniform_(1, self.spread)
+            m = torch.empty_like(y).uniform_(-self.jitter, self.jitter) + _per_channel(self.shift, y)
+            s = torch.empty_like(y).normal_(0, self.jitter) + _per_channel(self.scale, y)
+            return s * y + m
+        if self.held:  # in the mean over examples
+            return _per_channel(self.scale, y) * y + _per_channel(self.shift, y)
+        return y
+
+
 class PerActivationBatchNorm(LazyModuleMixin, BatchNorm):
     """Batch normalization with gamma, beta, mean and variance per activation, C*H*W of each (Sec. 4.2.3).
 
@@ -465,6 +511,43 @@ class LayerNorm(GroupNorm):
         super().__init__(num_features, 1, eps, affine)
 
 
+class WeightNorm(nn.Module):
+    """Weight normalization (Salimans & Kingma 2016): each row of the linear map in front as g * v / |v|, plus b.
+
+    The map keeps v as its weight and has no bias, and this layer scales what it computes, y = g * (v x) / |v| + b,
+    which is the same and leaves the map's parameters where they are. g starts at |v|, so that the net starts as the
+    plain one. :func:`materialize` tells the layer which map stands in front.
+    """
+
+    shifts: ClassVar[bool] = True  # b takes the bias's role: a bias in front would be scaled along
+    per_channel: ClassVar[bool] = True  # no output of the map knows of another
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+        self._front: tuple[nn.Linear | nn.Conv2d, ...] = ()  # in a tuple: the map is no part of this layer
+
+    @torch.no_grad()
+    def follow(self, front: nn.Linear | nn.Conv2d | None) -> None:
+        """Stand behind ``front``, and scale by |v|, its length as it is now."""
+        if front is None or len(front.weight) != len(self.weight):
+            found = "none" if front is None else f"one of {len(front.weight)}"
+            raise UserError(
+                f"found {found} in front of norm=weight, expected a linear map of {len(self.weight)} outputs"
+            )
+        self._front = (front,)
+        self.weight.copy_(self._lengths())
+
+    def _lengths(self) -> Tensor:
+        return self._front[0].weight.flatten(1).norm(dim=1)
+
+    def forward(self, input: Tensor) -> Tensor:  # (N, C) or (N, C, H, W)
+        if not self._front:
+            raise UserError("found norm=weight alone, expected norms.materialize(model, example) first")
+        return input * _per_channel(self.weight / self._lengths(), input) + _per_channel(self.bias, input)
+
+
 class NoNorm(nn.Identity):
     """The identity: ``num_features`` is taken, as every norm layer is called with it, and ignored."""
 
@@ -482,7 +565,17 @@ def has_shift(norm_layer: Callable[[int], nn.Module]) -> bool:
 
 
 def materialize(model: nn.Module, example: Tensor) -> None:
-    """Size every :class:`PerActivationBatchNorm` by one pass over ``example``; nothing else changes."""
+    """Tell layers what only the whole net knows; nothing else changes.
+
+    A :class:`WeightNorm` is told the map in front of it, and a :class:`PerActivationBatchNorm` its size, by one pass
+    over ``example``.
+    """
+    front = None
+    for module in model.modules():  # in depth order
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            front = module
+        elif isinstance(module, WeightNorm):
+            module.follow(front)
     if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         with _modes(model), torch.no_grad():
             for module in model.modules():
@@ -521,6 +614,22 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, tracks, mean, var in hidden:
             layer.track_running_stats, layer.running_mean, layer.running_var = tracks, mean, var
+
+
+@contextmanager
+def last_noise(model: nn.Module) -> Iterator[None]:
+    """Let every :class:`NoisyBatchNorm` shift and scale in evaluation as it did in its last training step.
+
+    Nothing is drawn: what varies from example to example within a step is left out.
+    """
+    noisy = [module for module in model.modules() if isinstance(module, NoisyBatchNorm)]
+    try:
+        for layer in noisy:
+            layer.held = True
+        yield
+    finally:
+        for layer in noisy:
+            layer.held = False
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 The input of a nonlinearity is ``Wu + b`` in a plain network and ``gamma * x_hat + beta`` in a normalised one,
 so one definition serves both. A probe reads it on a fixed batch, dropout off, normalised by that batch's own
-statistics as in training. It leaves no trace: no running average moves, no random number is drawn.
+statistics as in training, and moved as in its last step where a norm adds noise. It leaves no trace: no running average
+moves, no random number is drawn.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from bn_replication.evaluate import evaluating
-from bn_replication.norms import batch_statistics
+from bn_replication.norms import batch_statistics, last_noise
 
 
 def evenly(last: int, times: int) -> set[int]:
@@ -51,7 +52,7 @@ def layer_inputs(model: nn.Module, layers: dict[str, nn.Module], inputs: Tensor)
 
     handles = [module.register_forward_pre_hook(hook_of(layer)) for layer, module in layers.items()]
     try:
-        with evaluating(model), batch_statistics(model):
+        with evaluating(model), batch_statistics(model), last_noise(model):
             model(inputs)
     finally:
         for handle in handles:
@@ -128,7 +129,7 @@ class Probe:
 
         handles = [module.register_forward_pre_hook(hook_of(layer)) for layer, module in self.layers.items()]
         try:
-            with evaluating(self.model), batch_statistics(self.model):
+            with evaluating(self.model), batch_statistics(self.model), last_noise(self.model):
                 self.model(self.inputs)
         finally:
             for handle in handles:

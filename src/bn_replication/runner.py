@@ -302,7 +302,7 @@ class _Run:
         epoch = step * self.cfg.replicas * self.cfg.batch_size / len(self.split.train)
         with self.world.averaged(self.model):
             held_out = self._evaluate(self.cfg.evaluate.examples)
-            trained |= {key: _round(value) for key, value in self.measures.columns().items()}
+            trained |= {key: _round(value) for key, value in self.measures.columns(self._rate(step)).items()}
         self.curve = {"step": step, "epoch": _round(epoch), "rate": _round(self._rate(step)), **trained, **held_out}
         self.best = max(self.best, held_out[self.accuracy_key])
         self.curves.write(records.json_line(self.curve))

@@ -179,6 +179,8 @@ class Measure(Section):
     fit: bool = False  # curve: loss and accuracy on training images as on held-out ones, columns fit_*
     linear_share: bool = False  # probes: share of a sigmoid's outputs in [0.2, 0.8] and [0.1, 0.9]
     jacobian: bool = False  # probes: singular values of the Jacobians between consecutive nonlinearities
+    landscape: bool = False  # curve: loss and gradient along the gradient; summary: their means over the rows
+    gradient_ratio: bool = False  # summary: of the last step, the first layer's gradient over the last hidden layer's
     conditioning: bool = False  # summary: the spectrum of what the net is given
     cost: bool = False  # summary: time of a step, and of one with BN in the norm's place, in one process
     average: Annotated[Real, Field(gt=0, lt=1)] | None = None  # summary: weights averaged, the old one's share a step
@@ -232,12 +234,15 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _compatible(self) -> Config:
-        if self.batch_size == 1 and self.norm.name not in ("none", "layer", "group"):
+        if self.batch_size == 1 and self.norm.name not in ("none", "layer", "group", "weight"):
             raise ValueError(f"batch_size of 2 or more with norm={self.norm.name}, found batch_size=1")
+        if self.norm.name == "weight" and self.model.arguments.get("placement") == "after":
+            raise ValueError("model.placement=before with norm=weight, which is of the weights, found after")
         if self.precision == "bfloat16" and self.machine.device == "cpu":
             raise ValueError("precision=float32 on the CPU, found precision=bfloat16, which is slow or wrong there")
-        if (self.measure.linear_share or self.measure.jacobian) and not self.probe.enabled:
-            raise ValueError("probe.enabled=true with measure.linear_share or measure.jacobian, found it false")
+        on_probes = [key for key in ("linear_share", "jacobian", "landscape") if getattr(self.measure, key)]
+        if on_probes and not self.probe.enabled:
+            raise ValueError(f"probe.enabled=true with measure.{' or measure.'.join(on_probes)}, found it false")
         batch_norms = ("batch", "batch_no_affine", "tracking", "reference", "detached", "per_activation", "sync")
         if self.measure.statistics is not None and self.norm.name not in batch_norms:
             raise ValueError(f"a batch norm with measure.statistics, found norm={self.norm.name}")
@@ -277,6 +282,9 @@ class Config(Section):
         for section, key in ((tree, "last_norm"), (tree["evaluate"], "keep")):
             if section[key] is None:
                 del section[key]
+        for key, default in {"depth": None, "initialisation": "gaussian"}.items():  # of the MLP
+            if key in tree["model"] and tree["model"][key] == default:
+                del tree["model"][key]
         # What is not measured is no part of a run, so that a new measure leaves every earlier run as it is.
         # Gradients are read off, at no pass of their own, and no claim rests on them: with or without, the same run.
         measured = self.measure.model_dump(mode="json", exclude_defaults=True, exclude={"gradients"})

@@ -29,7 +29,7 @@ def generator(
 
 
 def seed_global(device: torch.device, seed: int) -> None:
-    """Seed the generator of ``device`` that ``torch.nn.Dropout`` draws from.
+    """Seed the generator of ``device`` that ``torch.nn.Dropout`` and ``norms.NoisyBatchNorm`` draw from.
 
     ``torch.manual_seed`` would seed every kind of device, and format a stack trace for an absent GPU: milliseconds.
     """

@@ -70,7 +70,8 @@ def build_norm(norm_layer: NormLayer, widths: tuple[int, ...]) -> nn.Module:
     """Return one norm over all ``widths`` where that is the same thing as one a width, else a BranchNorm."""
     joint = norm_layer(sum(widths))
     # Batch norms treat each channel (or activation) alone, so joining their channels changes nothing.
-    joinable = len(widths) == 1 or isinstance(joint, _BatchNorm | nn.Identity)
+    alone = getattr(joint, "per_channel", isinstance(joint, _BatchNorm | nn.Identity))
+    joinable = len(widths) == 1 or alone
     return joint if joinable else BranchNorm(norm_layer, widths)
 
 
