@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hypothesis import settings
 
 from bn_replication.schema import Config
 from bn_replication.train import CONFIGS, arm_of, resolved, validate
 
 torch.set_num_threads(1)
+
+# By hand every run searches anew; where CI is set (as .ci/run does) the same examples are tried each time, so that a
+# change fails for what it changed. No deadline: how long an example takes is the machine's affair. A failure prints the
+# example and a line, `@reproduce_failure(...)`, that tries it again when put above the test.
+settings.register_profile("ours", deadline=None, print_blob=True, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("ours")
 
 Compose = Callable[..., tuple[Config, str]]
 

@@ -88,7 +88,7 @@ def test_grey_images_take_brightness_and_contrast():
     assert not out.equal(DIGITS.float() / 255)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(amount=st.lists(st.floats(-0.3, 0.3), min_size=4, max_size=4))
 def test_the_four_distortions_commute(amount):
     inner = 0.45 + UNIT[:4] / 10  # far from 0 and 1, so that nothing is clipped on the way
@@ -160,8 +160,8 @@ def test_it_is_cheap():
     options = {"flip": True, "crop": 4, "brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.05}
     batch, seconds = IMAGES[:32], []
     for step in range(50):
-        begin = time.perf_counter()
+        begin = time.thread_time()  # of this thread, the only one: whatever else the machine does
         draw(batch, step, **options)
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(time.thread_time() - begin)
     torch.set_num_threads(threads)
     assert min(seconds) < 2e-3  # 0.4 ms measured; a step of the laptop net takes 60 ms and more

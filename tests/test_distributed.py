@@ -157,7 +157,7 @@ def test_sync_statistics_are_those_of_the_values_together(shape: tuple[int, ...]
 # --- which examples, which draws -----------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     n=st.integers(1, 120),
     batch=st.integers(1, 50),
@@ -329,7 +329,7 @@ def test_another_number_of_replicas_is_refused_naming_both(composed: Compose) ->
     assert {path.name: path.read_bytes() for path in place(two, "a").iterdir()} == before
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 2**31 - 1))
 def test_any_number_that_was_not_started_is_refused_before_data_is_read(replicas: int) -> None:
     if replicas == 1:

@@ -91,7 +91,7 @@ def test_an_upright_photograph_has_144_crops_and_a_square_image_48_that_count_th
     assert sorted(near.values()) == [1] * 12 + [2] * 12
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(20, 300), st.integers(20, 300), st.sampled_from([16, 32, 224]))
 def test_every_crop_lies_inside_its_image_and_all_144_are_counted(height: int, width: int, size: int) -> None:
     crops = many(height, width, size)

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.faults.processes import ended, forked
 
-from bn_replication import build
+from bn_replication import build, checkpoint, records
 from bn_replication.errors import UserError, nearest
+from bn_replication.runner import STARTED
 from bn_replication.schema import Config, known_keys, validate
-from bn_replication.train import CONFIGS, resolved
+from bn_replication.train import CONFIGS, main, resolved
 
-QUICK = settings(max_examples=400, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 FEW = settings(QUICK, max_examples=60)
 JUNK = st.one_of(
     st.none(),
@@ -26,6 +32,8 @@ JUNK = st.one_of(
     st.text(max_size=8),
     st.lists(st.one_of(st.integers(-2, 200), st.floats(), st.text(max_size=3), st.booleans()), max_size=3),
     st.dictionaries(st.text(max_size=4), st.one_of(st.integers(), st.text(max_size=4)), max_size=2),
+    # What is rare by chance: numbers that no float holds, line breaks, and what a terminal would obey.
+    st.sampled_from([10**400, -(10**400), 2**63, [10**400], "a\nb", "a\0b", "\x1b[2J", {"a\nb": 1}, {"\u2028": "x"}]),
 )
 
 
@@ -35,6 +43,7 @@ def _composed(*overrides: str) -> dict[str, Any]:
 
 
 TREES = {"mnist": _composed("setting=mnist"), "inception": _composed("setting=inception", "variant=bn_x5")}
+TRACES = (records.RUN, records.CURVES, STARTED)  # of a run that has begun
 KEYS = [key for key in known_keys() if not key.startswith("scale.by_scale")]
 LEAVES = [key for key in KEYS if not any(other.startswith(f"{key}.") for other in KEYS)]
 
@@ -61,7 +70,7 @@ def taken(tree: dict[str, Any], *named: str) -> Config | None:
 
 
 def told(complaint: str, *named: str) -> None:
-    assert "\n" not in complaint
+    assert complaint.isprintable()
     assert all(name in complaint for name in ("expected", *named)), complaint
 
 
@@ -124,8 +133,8 @@ def test_a_missing_key_is_named(key: str) -> None:
 
 
 ARGUMENTS = {
-    group: sorted(set(TREES[tree][group]) - {"name", "_target_", "_partial_"})
-    for group, tree in (("model", "inception"), ("norm", "mnist"))
+    (group, tree): sorted(set(TREES[tree][group]) - {"name", "_target_", "_partial_"})
+    for group, tree in (("model", "inception"), ("model", "mnist"), ("norm", "mnist"))
 }
 
 
@@ -134,18 +143,18 @@ ARGUMENTS = {
 def test_arguments_of_norms_and_networks_are_held_to_their_signatures_before_data(
     data: st.DataObject, value: Any
 ) -> None:
-    group = data.draw(st.sampled_from(["model", "norm"]))
-    key = data.draw(st.sampled_from([*ARGUMENTS[group], "no_such_key", "generator"]))
+    group, tree = data.draw(st.sampled_from(sorted(ARGUMENTS)))
+    key = data.draw(st.sampled_from([*ARGUMENTS[group, tree], "no_such_key", "generator", "a\nb"]))
     if key == "width" and isinstance(value, int | float) and value > 1:
         value = 1 / value  # a net of any width is a net; that it fits into memory is another matter
-    cfg = taken(put(TREES["inception"], f"{group}.{key}", value))
+    cfg = taken(put(TREES[tree], f"{group}.{key}", value))
     assert cfg is not None  # components are open in the schema
     try:
         build.model(cfg.model, build.norm(cfg.norm))
     except UserError as error:
-        told(str(error), key)
+        told(str(error), key.replace("\n", "\\n"))
         return
-    assert key not in ("no_such_key", "generator")
+    assert key not in ("no_such_key", "generator", "a\nb")
 
 
 @pytest.mark.parametrize("norm", ["batch", "batch_no_affine", "detached", "per_activation", "reference"])
@@ -155,3 +164,29 @@ def test_pairs_that_cannot_be_are_refused(norm: str) -> None:
     assert taken(put(tree, "batch_size", 1), "batch_size of 2 or more", norm) is None
     assert taken(put(tree, "precision", "bfloat16"), "precision=float32 on the CPU") is None
     assert taken(put(put(tree, "precision", "bfloat16"), "machine.device", "cuda")) is not None
+
+
+WORDS = st.one_of(st.text("{}[]()'\"$:,=\\ \n\t.-+~@/0123456789eEnaifx", max_size=10), st.text(max_size=6))
+
+
+@settings(QUICK, max_examples=15)
+@given(st.sampled_from(KEYS), WORDS)
+def test_whatever_stands_on_the_command_line_it_ends_with_code_2_before_data(key: str, word: str) -> None:
+    """There is no data: a value that may be is refused for that, any other for itself, and none by a traceback."""
+    with tempfile.TemporaryDirectory() as folder:
+        nowhere = [f"{name}={folder}/none" for name in ("data.root", "data.source")]
+        fixed = ["setting=mnist", "scale=laptop", "wandb=disabled", *nowhere, f"machine.results={folder}/runs"]
+
+        def typed() -> None:
+            said = os.open(f"{folder}/said", os.O_WRONLY | os.O_CREAT)
+            os.dup2(said, 1)
+            os.dup2(said, 2)
+            os.environ["BN_DATA"] = f"{folder}/none"
+            sys.argv = ["train", f"{key}={word}".replace("\0", ""), *fixed]
+            os._exit(main())
+
+        with forked(typed) as pid:
+            code = ended(pid, 120)
+        said = Path(folder, "said").read_text(errors="replace")
+        assert (code, "Traceback" in said) == (2, False), said
+        assert not [path for path in Path(folder).rglob("*") if path.name in (*TRACES, checkpoint.CURRENT)]

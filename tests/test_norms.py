@@ -134,7 +134,7 @@ def test_channels_last_is_kept_and_changes_nothing() -> None:
 
 
 @given(power=st.integers(-20, 20), seed=st.integers(0, 99), convolutional=st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_doubling_the_weights_leaves_every_bit_of_the_output(power: int, seed: int, convolutional: bool) -> None:
     # Multiplying by a power of two rounds nothing: with eps = 0 the identity of Sec. 3.3 is exact to the bit.
     u, weight = draw(9, 4, seed=seed), draw(3, 4, seed=seed + 100)
@@ -149,7 +149,7 @@ def test_doubling_the_weights_leaves_every_bit_of_the_output(power: int, seed: i
 
 
 @given(scale=st.floats(1e-3, 1e3), shift=st.floats(-100, 100), seed=st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_an_affine_map_of_a_channel_is_undone_and_gamma_beta_can_redo_it(scale: float, shift: float, seed: int) -> None:
     x = draw(10, 3, seed=seed)
     moved = scale * x + shift

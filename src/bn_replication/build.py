@@ -150,12 +150,17 @@ def _checked(group: str, target: type, arguments: Mapping[str, Any]) -> dict[str
         # No argument of these classes may be negative, and none but a flag takes a truth, with which Python counts.
         numbers = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int | float)]
         flag = bool in (hint, *typing.get_args(hint))
-        if not all(math.isfinite(n) and n >= 0 and (flag or not isinstance(n, bool)) for n in numbers):
+        # Compared and not converted: a whole number may be larger than any float.
+        if not all(0 <= n < math.inf and (flag or not isinstance(n, bool)) for n in numbers):
             raise UserError(f"{group}.{key}: found {value!r}, expected a finite number, 0 or more; {where}")
         try:
             adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-            checked[key] = adapter.validate_python(value)
+            taken = adapter.validate_python(value)
         except ValidationError as error:
             wanted = error.errors()[0]["msg"].removeprefix("Input should be ")
             raise UserError(f"{group}.{key}: found {value!r}, expected {wanted}; {where}") from None
+        sizes = taken if isinstance(taken, list | tuple) else [taken]
+        if any(isinstance(size, int) and size >= 2**31 for size in sizes):  # as the schema's own whole numbers
+            raise UserError(f"{group}.{key}: found {value!r}, expected whole numbers below 2**31; {where}")
+        checked[key] = taken
     return checked

@@ -57,14 +57,7 @@ def load(directory: Path, device: str = "cpu") -> dict[str, Any] | None:
         content = path.read_bytes()
         payload, recorded = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
         if hashlib.sha256(payload).digest() == recorded:
-            try:
-                return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
-            except pickle.UnpicklingError as error:
-                reason = str(error).partition("WeightsUnpickler error: ")[2].partition(" was not")[0]
-                raise UserError(
-                    f"{path}: found what no checkpoint of ours holds ({reason or 'no pickle'}), expected tensors and "
-                    "plain values; do not trust this directory, remove it"
-                ) from None
+            return _unpacked(path, payload, device)
         warnings.warn(f"{path}: found a damaged checkpoint (wrong digest), going back to an earlier one", stacklevel=2)
     return None
 
@@ -87,7 +80,8 @@ def keep(path: Path, state: dict[str, Any]) -> str:
 def kept(path: Path, signed: str | None = None, device: str = "cpu") -> dict[str, Any]:
     """Return what :func:`keep` wrote to ``path``.
 
-    Raises :class:`UserError` if it is not there, is damaged, or has another digest than ``signed``.
+    Raises :class:`UserError` if it is not there, is damaged, has another digest than ``signed``, or holds anything but
+    tensors and plain values.
     """
     try:
         content = path.read_bytes()
@@ -96,4 +90,15 @@ def kept(path: Path, signed: str | None = None, device: str = "cpu") -> dict[str
     payload, recorded = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
     if hashlib.sha256(payload).digest() != recorded or signed not in (None, recorded.hex()):
         raise UserError(f"{path}: found another content than was written; remove its directory and run it again")
-    return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+    return _unpacked(path, payload, device)
+
+
+def _unpacked(path: Path, payload: bytes, device: str) -> dict[str, Any]:
+    try:
+        return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("WeightsUnpickler error: ")[2].partition(" was not")[0]
+        raise UserError(
+            f"{path}: found what no checkpoint of ours holds ({reason or 'no pickle'}), expected tensors and "
+            "plain values; do not trust this directory, remove it"
+        ) from None

@@ -14,6 +14,10 @@ P = ParamSpec("P")
 class UserError(ValueError):
     """What was found, what was expected, and where to mend it, in one line; the command line exits with 2."""
 
+    def __init__(self, message: str) -> None:
+        # What was found may be anything: a line break or a terminal's command in it stands there as its escape.
+        super().__init__("".join(each if each.isprintable() else repr(each)[1:-1] for each in message))
+
 
 def one_line(prefix: str = "") -> Callable[[Callable[P, int]], Callable[P, int]]:
     """Decorate a command's ``main``: a user's mistake becomes one line, after ``prefix``, and exit code 2."""

@@ -19,11 +19,12 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from bn_replication.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd  # half a second, which the command line and its jobs need not wait for
 
 FORMAT = 1
 RUN, CURVES, ACTIVATIONS = "run.json", "curves.jsonl", "activations.jsonl"
@@ -150,6 +151,8 @@ def run_directories(root: Path, study: str | None = None, scale: str | None = No
 
 def load_runs(root: Path | Iterable[Path], study: str | None = None, scale: str | None = None) -> pd.DataFrame:
     """Return one row a run: identity, outcome, ``summary.*``, the configuration's dotted keys and ``choice.*``."""
+    import pandas as pd
+
     roots = [root] if isinstance(root, Path) else list(root)
     rows = []
     for directory in (path for one in roots for path in run_directories(one, study, scale)):
@@ -165,6 +168,8 @@ def load_runs(root: Path | Iterable[Path], study: str | None = None, scale: str 
 
 
 def _load(runs: pd.DataFrame, name: str) -> pd.DataFrame:
+    import pandas as pd
+
     rows = [
         {"run": run, "study": study, "arm": arm, "seed": seed, "scale": scale, **row}
         for run, study, arm, seed, scale in runs[_IDENTITY].itertuples(index=False)

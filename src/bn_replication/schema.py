@@ -22,6 +22,12 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
+def _no_nul(value: Any) -> Any:
+    if isinstance(value, str) and "\0" in value:  # which no file's name may hold
+        raise ValueError(f"a path, found {value!r}")
+    return value
+
+
 Whole = Annotated[int, BeforeValidator(_no_bool), Field(lt=2**31)]
 Real = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Positive = Annotated[Real, Field(gt=0)]
@@ -29,6 +35,7 @@ NonNegative = Annotated[Real, Field(ge=0)]
 Fraction = Annotated[Real, Field(ge=0, lt=1)]
 Count = Annotated[Whole, Field(ge=1)]
 Few = Annotated[Whole, Field(ge=1, le=100_000)]  # of what is kept in memory whole
+Place = Annotated[Path, BeforeValidator(_no_nul)]
 # One path component: letters, digits and what an override needs; no slash, and no dot in front.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_=+,-][A-Za-z0-9_.=+,-]*$", max_length=200)]
 
@@ -73,8 +80,8 @@ class Scale(Section):
 
 class Data(Section):
     name: Name
-    root: Path
-    source: Path | None
+    root: Place
+    source: Place | None
     split: Literal["final", "tune"]
     input: Literal["binary", "unit", "standardize", "centered", "decorrelated", "whitened"]
     subset: Count | None
@@ -192,7 +199,7 @@ class Tracking(Section):
     mode: Literal["offline", "online", "disabled"]
     project: str
     entity: str | None
-    directory: Path
+    directory: Place
 
 
 class Machine(Section):
@@ -200,7 +207,7 @@ class Machine(Section):
 
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]
     threads: Annotated[Whole, Field(ge=1, le=1024)]
-    results: Path
+    results: Place
     checkpoint_every: Count
     jobs: Whole
     workers: Annotated[Whole, Field(ge=0, le=1024)]
@@ -310,7 +317,7 @@ def _explain(fault: Any) -> str:
     if not key or fault["type"] == "value_error":
         return f"{key}: expected {message}".removeprefix(": ")
     wanted = "a path" if fault["type"] == "path_type" else message.removeprefix("Input should be ")
-    wanted = wanted.replace("a valid", "a")
+    wanted = wanted.replace("a valid integer", "an integer").replace("a valid", "a")
     return f"{key}: found {fault['input']!r}, expected {wanted}"
 
 

@@ -92,7 +92,7 @@ def ended(pid: int, seconds: float) -> int | None:
 def finished(cfg: Config, arm: str) -> dict[str, Any]:
     """Run to the end in a process of its own, as a later command would, and return all that was computed."""
     with forked(lambda: run(cfg, arm)) as pid:
-        assert ended(pid, 120) == 0
+        assert ended(pid, 300) == 0
     return ending(place(cfg, arm))
 
 
@@ -114,7 +114,7 @@ def program(*words: str, results: Path, before: tuple[str, ...] = (), **environm
     )
 
 
-def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 240.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

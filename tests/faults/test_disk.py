@@ -101,7 +101,7 @@ def test_a_limit_on_file_size_is_told_like_a_full_disk(tmp_path: Path) -> None:
         os._exit(7)
 
     with forked(limited) as pid:
-        assert ended(pid, 60) == 7
+        assert ended(pid, 240) == 7
     assert checkpoint.load(place(cfg, "a")) is None
     assert not list(place(cfg, "a").glob(".*.tmp"))
     assert finished(cfg, "a") == finished(configuration(tmp_path / "alone", *INCEPTION), "a")

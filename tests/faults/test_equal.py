@@ -7,14 +7,17 @@ in tests/test_inception.py, and there is no switch to tell the two apart: every 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.faults.processes import INCEPTION, configuration, finished, place, program, record_of, rows
+from tests.faults.processes import INCEPTION, configuration, finished, place, program, record_of, rows, until
 
 from bn_replication import records
 from bn_replication.runner import run
@@ -68,13 +71,36 @@ def test_wandb_changes_no_bit_whether_it_answers_or_not(
         process = reap(
             program(*words, results=tmp_path / "runs", WANDB_BASE_URL=server, WANDB_API_KEY="0" * 40, no_proxy="*")
         )
-        said = process.communicate(timeout=200)[0]
+        said = process.communicate(timeout=400)[0]
         silent.kill()
     assert process.returncode == 0, said
     (directory,) = (tmp_path / "runs").glob("smoke/t/*/seed=0")
     assert record_of(directory)["weights"] == alone["weights"]
     assert (directory / records.CURVES).read_text() == alone[records.CURVES]
     assert list(tmp_path.glob("wandb/offline-run-*")) or mode == "online"
+
+
+def mirrors(pid: int) -> list[int]:
+    """The processes of wandb's that a process has started."""
+    with contextlib.suppress(OSError):
+        children = " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")).split()
+        return [int(child) for child in children if "wandb" in Path(f"/proc/{child}/cmdline").read_text()]
+    return []
+
+
+def test_wandb_killed_in_mid_run_changes_no_bit(alone: dict[str, Any], tmp_path: Path, reap: Any) -> None:
+    words = (*INCEPTION, "study=t", "wandb=offline", f"wandb.directory={tmp_path}")
+    process = reap(program(*words, results=tmp_path / "runs"))
+    struck: list[int] = []
+    until(lambda: process.poll() is not None or struck.extend(mirrors(process.pid)) or struck)
+    for pid in struck:
+        os.kill(pid, signal.SIGKILL)
+    said = process.communicate(timeout=400)[0]
+    assert process.returncode == 0, said
+    assert struck
+    (directory,) = (tmp_path / "runs").glob("smoke/t/*/seed=0")
+    assert record_of(directory)["weights"] == alone["weights"]
+    assert (directory / records.CURVES).read_text() == alone[records.CURVES]
 
 
 BACKWARDS = """
@@ -105,13 +131,13 @@ def test_a_clock_that_is_set_back_and_another_time_zone_change_nothing(
     asked = ["python3", "-c", "import time; a = time.time(); print(time.time() < a)"]
     assert subprocess.run(asked, capture_output=True, text=True, env=environment).stdout == "True\n"
     process = reap(program(*INCEPTION, "study=t", results=tmp_path / "runs", **environment))
-    said = process.communicate(timeout=200)[0]
+    said = process.communicate(timeout=400)[0]
     assert process.returncode == 0, said
     (directory,) = (tmp_path / "runs").glob("smoke/t/*/seed=0")
     record = record_of(directory)
     assert record["weights"] == alone["weights"]
     assert (directory / records.CURVES).read_text() == alone[records.CURVES]
-    assert 0 < record["seconds"] < 200
+    assert 0 < record["seconds"] < 400
     assert record["started"].endswith("+00:00")
     steps = [row["step"] for row in rows(directory)]
     assert steps == sorted(steps)

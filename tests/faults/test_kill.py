@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 from tests.faults.processes import INCEPTION, configuration, ended, ending, finished, forked, place, program, rows
 
-from bn_replication import checkpoint, records
+from bn_replication import checkpoint, records, runner
 from bn_replication.runner import run
+from bn_replication.schema import Config
 
-# Half the kills come at a random moment. The others are aimed: a run is left until a file shows that it is in the
-# middle of it, and then killed: a checkpoint half-written, a row of the curve just written, probes being recorded.
-AIMS = ["anywhere"] * 25 + ["save"] * 10 + ["curve"] * 8 + ["activations"] * 7
+# Many kills come at any moment. The others are aimed: from a random moment on, a run is left until a file shows that it
+# is in the middle of it, and then killed: a checkpoint half-written, an evaluation begun, a row of the curve just
+# written, probes being recorded.
+AIMS = ["anywhere"] * 20 + ["save"] * 10 + ["evaluation"] * 7 + ["curve"] * 7 + ["activations"] * 6
 
 
 def test_a_run_killed_fifty_times_ends_as_one_left_alone(tmp_path: Path) -> None:
@@ -30,14 +32,16 @@ def test_a_run_killed_fifty_times_ends_as_one_left_alone(tmp_path: Path) -> None
     duration = time.monotonic() - began
     assert len(alone[records.CURVES].splitlines()) == 9
 
+    evaluating = tmp_path / "evaluating"
     random.seed(0)
     aims, number, hit = random.sample(AIMS, len(AIMS)), 0, dict.fromkeys(AIMS, 0)
     while aims:
         arm = f"killed{number}"
         number += 1
         while aims:  # until it gets to its end, or enough is enough
-            with forked(lambda arm=arm: run(cfg, arm)) as pid:
-                code = _strike(pid, place(cfg, arm), aims[-1], random.uniform(0, duration))
+            evaluating.unlink(missing_ok=True)
+            with forked(lambda arm=arm: _telling(evaluating, cfg, arm)) as pid:
+                code = _strike(pid, place(cfg, arm), evaluating, aims[-1], random.uniform(0, duration))
             if code == 0:
                 break
             assert code == -signal.SIGKILL
@@ -47,7 +51,21 @@ def test_a_run_killed_fifty_times_ends_as_one_left_alone(tmp_path: Path) -> None
     assert hit == {aim: AIMS.count(aim) for aim in AIMS}
 
 
-def _strike(pid: int, directory: Path, aim: str, moment: float) -> int:
+def _telling(evaluating: Path, cfg: Config, arm: str) -> None:
+    """Carry out a run, with a file that is there for as long as it evaluates."""
+    real = runner.one_crop
+
+    def one_crop(*args: Any) -> dict[str, float]:
+        evaluating.touch()
+        found = real(*args)
+        evaluating.unlink()
+        return found
+
+    runner.one_crop = one_crop
+    run(cfg, arm)
+
+
+def _strike(pid: int, directory: Path, evaluating: Path, aim: str, moment: float) -> int:
     """Kill the run ``pid`` at a moment as ``aim`` says; return its exit code, 0 if it came to its end before."""
 
     def size(name: str) -> int:
@@ -61,6 +79,7 @@ def _strike(pid: int, directory: Path, aim: str, moment: float) -> int:
         if (
             (aim == "anywhere" and late)
             or (aim == "save" and late and set(directory.glob(".checkpoint*.tmp")) - before)
+            or (aim == "evaluation" and late and evaluating.exists())
             or (aim == "curve" and late and size(records.CURVES) != sizes[records.CURVES])
             or (aim == "activations" and late and size(records.ACTIVATIONS) != sizes[records.ACTIVATIONS])
         ):
@@ -142,7 +161,7 @@ def test_a_kill_between_any_two_lines_leaves_the_old_file_or_the_new_one(tmp_pat
             write(directory, 3)
 
         with forked(third) as pid:
-            code = ended(pid, 60)
+            code = ended(pid, 240)
         found.append(step_of(directory))
         # Whatever was left, the next run tidies up and goes on.
         records.remove_temporaries(directory)
@@ -166,7 +185,7 @@ def test_a_curve_cut_short_behind_its_checkpoint_is_refused(tmp_path: Path) -> N
             os.kill(os.getpid(), signal.SIGKILL)
 
     with forked(lambda: run(cfg, "a", killed_at_12)) as pid:
-        assert ended(pid, 60) == -signal.SIGKILL
+        assert ended(pid, 240) == -signal.SIGKILL
     curve = place(cfg, "a") / records.CURVES
     whole = curve.read_bytes()
     curve.write_bytes(whole[:40])

@@ -10,12 +10,13 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.faults.processes import INCEPTION, MLP, configuration, finished, place, record_of
+from tests.faults.processes import INCEPTION, MLP, configuration, ending, finished, place, record_of
 
 from bn_replication import checkpoint, records
 from bn_replication.errors import UserError
@@ -42,6 +43,59 @@ def rewritten(directory: Path, **changes: Any) -> None:
     state = checkpoint.load(directory)
     assert state is not None
     checkpoint.save(directory, state | changes)
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "emptied": lambda content: b"",
+    "cut in half": lambda content: content[: len(content) // 2],
+    "a byte short": lambda content: content[:-1],
+    "shorter than a digest": lambda content: content[:10],
+    "a bit in front": lambda content: bytes([content[0] ^ 1]) + content[1:],
+    "a bit amid the weights": lambda content: _flipped(content, len(content) // 2),
+    "a bit of the digest": lambda content: _flipped(content, len(content) - 1),
+    "zeros from a page on": lambda content: content[:4096] + bytes(len(content) - 4096),
+}
+
+
+def _flipped(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return finished(configuration(tmp_path_factory.mktemp("alone"), *SHORT), "alone")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_said_and_the_one_before_it_goes_on_to_the_same_bits(
+    tmp_path: Path, damage: str, alone: dict[str, Any]
+) -> None:
+    cfg = configuration(tmp_path, *SHORT, "machine.checkpoint_every=10")
+    newest = stopped(cfg, "a", 27) / checkpoint.CURRENT
+    newest.write_bytes(DAMAGES[damage](newest.read_bytes()))
+    reached: list[int] = []
+    with pytest.warns(UserWarning, match=rf"{checkpoint.CURRENT}: found a damaged checkpoint .*, going back"):
+        assert run(cfg, "a", lambda step, *_: reached.append(step)).status == "completed"
+    assert reached[0] == 21
+    assert ending(place(cfg, "a")) == alone
+
+
+def test_where_both_checkpoints_are_damaged_both_are_named_and_the_run_begins_again(
+    tmp_path: Path, alone: dict[str, Any]
+) -> None:
+    cfg = configuration(tmp_path, *SHORT, "machine.checkpoint_every=10")
+    directory = stopped(cfg, "a", 27)
+    for name in (checkpoint.CURRENT, checkpoint.PREVIOUS):
+        (directory / name).write_bytes(_flipped((directory / name).read_bytes(), 5000))
+    reached: list[int] = []
+    with pytest.warns(UserWarning, match="found a damaged checkpoint") as told:
+        assert run(cfg, "a", lambda step, *_: reached.append(step)).status == "completed"
+    assert [Path(str(each.message).partition(":")[0]).name for each in told] == [
+        checkpoint.CURRENT,
+        checkpoint.PREVIOUS,
+    ]
+    assert reached[0] == 0
+    assert ending(directory) == alone
 
 
 def test_another_version_of_torch_is_refused_with_the_difference_and_recorded_when_asked(tmp_path: Path) -> None:
@@ -159,6 +213,18 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path: Pat
     assert not sign.exists()
     pickle.loads(pickle.dumps(_Runs(sign)))
     assert sign.exists()  # read by anyone else, it does
+
+
+def test_kept_weights_that_would_run_code_are_refused_and_run_none(tmp_path: Path) -> None:
+    """Of a run that has ended: an ensemble reads them, and whoever wrote them may have signed them too."""
+    sign, buffer = tmp_path / "it ran", io.BytesIO()
+    torch.save({"model": _Runs(sign)}, buffer)
+    signed = hashlib.sha256(buffer.getvalue())
+    path = tmp_path / checkpoint.WEIGHTS
+    path.write_bytes(buffer.getvalue() + signed.digest())
+    with pytest.raises(UserError, match="expected tensors and plain values; do not trust this directory"):
+        checkpoint.kept(path, signed.hexdigest())
+    assert not sign.exists()
 
 
 @pytest.mark.parametrize(

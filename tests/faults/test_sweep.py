@@ -57,11 +57,11 @@ def test_asked_once_everything_stops_with_its_checkpoints_saved(
 ) -> None:
     process = reap(program(*words, results=tmp_path))
     at_once = 2 if "-m" in words else 1
-    until(lambda: trained(tmp_path, at_once), 120)
+    until(lambda: trained(tmp_path, at_once), 240)
     (os.killpg if whom == "group" else os.kill)(process.pid, number)
-    said = process.communicate(timeout=30)[0]
+    said = process.communicate(timeout=90)[0]
     # Whoever killed the sweep itself has no one to wait for its jobs; they notice by themselves.
-    until(lambda: not processes_of(process.pid), 10)
+    until(lambda: not processes_of(process.pid), 60)
     assert len(directories(tmp_path)) == at_once  # no job was begun after that
     for directory in directories(tmp_path):
         assert records.read_run_json(directory) is None
@@ -96,14 +96,14 @@ def test_asked_many_times_over_it_stops_as_if_asked_once(tmp_path: Path) -> None
                 os.kill(pid, (signal.SIGINT, signal.SIGTERM)[count % 2])
                 if (code := ended(pid, 0)) is not None:
                     break
-            assert (ended(pid, 20) if code is None else code) == INTERRUPTED
+            assert (ended(pid, 90) if code is None else code) == INTERRUPTED
         assert checkpoint.load(place(cfg, "a")) is not None
 
 
 def test_a_sweep_killed_and_restarted_skips_resumes_and_renumbers_nothing(tmp_path: Path, reap: Any) -> None:
     words = ("-m", *MLP, "study=t", "steps=2000", "machine.checkpoint_every=100", "seed=0,1,2,3")
     process = reap(program(*words, results=tmp_path, JOBS="1"))
-    until(lambda: any(path.parent.name == "seed=1" for path in tmp_path.rglob(checkpoint.CURRENT)), 120)
+    until(lambda: any(path.parent.name == "seed=1" for path in tmp_path.rglob(checkpoint.CURRENT)), 240)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     first, second = (directory for directory in directories(tmp_path))
@@ -111,7 +111,7 @@ def test_a_sweep_killed_and_restarted_skips_resumes_and_renumbers_nothing(tmp_pa
     assert records.read_run_json(second) is None
 
     again = reap(program(*words, results=tmp_path))
-    said = again.communicate(timeout=200)[0]
+    said = again.communicate(timeout=400)[0]
     assert again.returncode == 0, said
     assert "4 jobs: 3 completed, 1 skipped (already complete)" in said
     assert (first / records.RUN).read_bytes() == before
@@ -124,11 +124,25 @@ def test_one_worker_or_two_compute_the_same(tmp_path: Path, reap: Any) -> None:
     words = ("-m", *MLP, "study=t", "steps=60", "norm=none,batch", "seed=0,1")
     for jobs in ("1", "2"):
         process = reap(program(*words, results=tmp_path / jobs, JOBS=jobs))
-        said = process.communicate(timeout=200)[0]
+        said = process.communicate(timeout=400)[0]
         assert process.returncode == 0, said
     ones, twos = ({str(d.relative_to(tmp_path / n)): ending(d) for d in directories(tmp_path / n)} for n in "12")
     assert len(ones) == 4
     assert ones == twos
+
+
+def test_a_run_that_diverges_is_a_result_and_the_sweep_goes_on(tmp_path: Path, reap: Any) -> None:
+    words = ("-m", "setting=mnist", "norm=none", "study=t", "steps=30", "evaluate.times=4", "seed=0")
+    written: list[bytes] = []
+    for ended_so in ("2 completed, 1 diverged", "3 skipped"):
+        process = reap(program(*words, "optimizer.rate=0.1,1e38,0.2", results=tmp_path, JOBS="1"))
+        said = process.communicate(timeout=400)[0]
+        assert process.returncode == 0, said
+        assert f"3 jobs: {ended_so}" in said
+        (diverged,) = [d for d in directories(tmp_path) if record_of(d)["status"] == "diverged"]
+        assert f"ceased to be finite at step {record_of(diverged)['steps_done']}" in record_of(diverged)["reason"]
+        written.append((diverged / records.RUN).read_bytes())
+    assert written[0] == written[1]  # not repeated
 
 
 def test_out_of_memory_fails_one_job_and_no_other_and_is_tried_again(tmp_path: Path, reap: Any) -> None:
@@ -138,7 +152,7 @@ def test_out_of_memory_fails_one_job_and_no_other_and_is_tried_again(tmp_path: P
 
     def sweep() -> tuple[int, str]:
         process = reap(program(*words, results=tmp_path, before=limited, JOBS="1"))
-        said = process.communicate(timeout=200)[0]
+        said = process.communicate(timeout=400)[0]
         return process.returncode, said
 
     code, said = sweep()
@@ -160,15 +174,15 @@ def test_a_job_that_is_killed_is_told_and_takes_nothing_with_it(tmp_path: Path, 
     """As the kernel does when memory is out: the one process that is killed is a job's."""
     words = ("-m", *MLP, "study=t", "steps=3000", "machine.checkpoint_every=100", "seed=0,1,2")
     process = reap(program(*words, results=tmp_path))
-    until(lambda: any(tmp_path.rglob(checkpoint.CURRENT)), 120)
+    until(lambda: any(tmp_path.rglob(checkpoint.CURRENT)), 240)
     (directory,) = {path.parent for path in list(tmp_path.rglob(checkpoint.CURRENT))[:1]}
     os.kill(_holder(directory / ".lock"), signal.SIGKILL)
-    said = process.communicate(timeout=200)[0]
+    said = process.communicate(timeout=400)[0]
     assert process.returncode == 1
     assert "3 jobs: 2 completed, 1 failed" in said
     assert "was killed at about step" in said
     again = reap(program(*words, results=tmp_path))
-    said = again.communicate(timeout=200)[0]
+    said = again.communicate(timeout=400)[0]
     assert again.returncode == 0, said
     assert "3 jobs: 1 completed, 2 skipped" in said
 
@@ -183,14 +197,14 @@ def _holder(lock: Path) -> int:
 
 def test_a_second_sweep_over_the_same_runs_leaves_at_once(tmp_path: Path, reap: Any) -> None:
     process = reap(program("-m", *LONG, "seed=0,1", results=tmp_path))
-    until(lambda: trained(tmp_path, 2), 120)
+    until(lambda: trained(tmp_path, 2), 240)
     second = reap(program("-m", *LONG, "seed=0,1", results=tmp_path))
-    said = second.communicate(timeout=60)[0]
+    said = second.communicate(timeout=120)[0]
     assert second.returncode == 2
     assert said.count("found another process at work on this run") == 2
     assert process.poll() is None
     began = time.monotonic()
     os.kill(process.pid, signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=90)
     assert process.returncode == 130
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60

@@ -66,7 +66,7 @@ def test_a_killed_replica_ends_the_others_at_once_and_the_run_goes_on_to_the_bit
 
     began = time.monotonic()
     left, dead = together(2, killed)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 120
     assert dead == -signal.SIGKILL
     assert isinstance(left, Lost)
     assert "rank 0 lost another process" in str(left)
@@ -138,8 +138,8 @@ def test_a_killed_rank_ends_the_job_by_name_and_the_same_command_goes_on_to_the_
     until(lambda: saved(tmp_path / "killed"), 240)
     ranks, began = ranks_of(process.pid), time.monotonic()
     os.kill(ranks[rank], signal.SIGKILL)
-    said = process.communicate(timeout=60)[0]
-    assert time.monotonic() - began < 60
+    said = process.communicate(timeout=150)[0]
+    assert time.monotonic() - began < 120
     assert process.returncode == 1
     assert gone(ranks)
     cause = said.partition("Root Cause")[2]
@@ -172,8 +172,8 @@ def test_asked_once_all_ranks_stop_with_one_checkpoint(
     until(lambda: saved(tmp_path), 240)
     ranks = ranks_of(process.pid)
     (os.killpg if whom == "group" else os.kill)(process.pid, number)
-    said = process.communicate(timeout=60)[0]
-    until(lambda: gone(ranks), 30)
+    said = process.communicate(timeout=150)[0]
+    until(lambda: gone(ranks), 90)
     if number != signal.SIGKILL:
         assert said.count("stopped when asked to; what it had done is saved") == 1
     state = checkpoint.load(directory_of(tmp_path))

@@ -1,19 +1,22 @@
-"""Golden curves: 100 steps of each of the paper's networks, pinned to the bit for the platform they were made on.
+"""Golden curves: 100 steps of each of the paper's networks, pinned to the bit for each platform they were made on.
 
 A change that is meant to leave training alone leaves these alone. One that is meant to change it says so by
 refreshing them, and the difference is there to be read::
 
     python tests/golden/test_golden.py
 
+writes the curves of the machine it runs on, and a machine of another kind gets a folder of its own beside the others.
+
 On another processor or version of torch sums round otherwise, and training amplifies that: on batches of 32 and maps
-of 2 px, a hundred thousand times in five steps. There the untrained net is held to ``AT_FIRST`` and the mean loss of
-the first five steps to ``FIVE_STEPS``, and the test says that it did not look further.
+of 2 px, a hundred thousand times in five steps. So there are two tests. Everywhere, the untrained net is held to
+``AT_FIRST`` and the mean loss of the first five steps to ``FIVE_STEPS`` of each platform that is pinned. The bits are
+held where they are pinned, and elsewhere the test says that they are not and how to pin them.
 """
 
 from __future__ import annotations
 
 import json
-import math
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -34,9 +37,10 @@ VARIANTS = ("inception", "bn_baseline", "bn_x5", "bn_x30", "bn_x5_sigmoid", "inc
 NETS = {name: ("setting=inception", f"variant={name}") for name in VARIANTS}
 NETS |= {f"fig1_{norm}": ("setting=mnist", f"norm={norm}", "optimizer.rate=0.1") for norm in ("none", "batch")}
 
-# Measured with oneDNN turned off, which only rounds otherwise: at most 1e-6 and 9e-3 (BN-Baseline), while after ten
-# steps BN-x30's held-out loss was twenty times another.
-AT_FIRST, FIVE_STEPS = 1e-4, 2e-2
+# Measured between the two platforms that are pinned: nothing and 2.2e-2 (BN-x30), while after ten steps its held-out
+# loss is six times another.
+AT_FIRST, FIVE_STEPS = 1e-4, 5e-2
+REFRESH = "python tests/golden/test_golden.py"
 
 
 def here() -> dict[str, str]:
@@ -58,31 +62,56 @@ def produce(name: str, results: Path, *more: str) -> dict[str, Any]:
     return {"status": outcome.status, "weights": record.get("weights"), "curve": curve}
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_the_curve_is_the_golden_one(name: str, tmp_path: Path) -> None:
-    made_on = json.loads((HERE / "platform.json").read_text())
-    golden, found = json.loads((HERE / f"{name}.json").read_text()), produce(name, tmp_path)
-    if here() == made_on:
-        assert found["curve"] == golden["curve"]
-        assert found == golden
-        return
+def folder(platform: dict[str, str]) -> Path:
+    """Where a platform's curves stand; those of another version of torch take the place of its earlier ones."""
+    return HERE / re.sub(r"[^a-z0-9]+", "-", f"{platform['cpu']} {platform['instructions']}".lower()).strip("-")
+
+
+def pinned() -> dict[Path, dict[str, str]]:
+    return {path.parent: json.loads(path.read_text()) for path in sorted(HERE.glob("*/platform.json"))}
+
+
+Trained = tuple[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module", params=NETS)
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return request.param, produce(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.mark.parametrize("where", pinned(), ids=lambda path: path.name)
+def test_the_curve_begins_as_the_golden_one_of_any_platform(where: Path, trained: Trained) -> None:
+    name, found = trained
+    golden = json.loads((where / f"{name}.json").read_text())
     assert found["status"] == golden["status"]
     (untrained, first), (our_untrained, our_first) = golden["curve"][:2], found["curve"][:2]
-    assert math.isclose(our_untrained["test_loss"], untrained["test_loss"], rel_tol=AT_FIRST)
-    assert math.isclose(our_first["train_loss"], first["train_loss"], rel_tol=FIVE_STEPS)
-    pytest.skip(f"five steps agree within {FIVE_STEPS}; the bits are those of {made_on}, not of {here()}")
+    assert our_untrained["test_loss"] == pytest.approx(untrained["test_loss"], rel=AT_FIRST)
+    assert our_first["train_loss"] == pytest.approx(first["train_loss"], rel=FIVE_STEPS)
+
+
+def test_the_curve_is_the_golden_one_to_the_bit(trained: Trained) -> None:
+    name, found = trained
+    where = folder(here())
+    if pinned().get(where) != here():
+        pytest.skip(f"no curves are pinned for {here()}; {REFRESH} pins those of the code as it is")
+    golden = json.loads((where / f"{name}.json").read_text())
+    meant = f"{name} is not what it was on {here()}; if that is what you meant, {REFRESH} and commit the difference"
+    assert found["curve"] == golden["curve"], meant
+    assert found == golden, meant
 
 
 def refresh() -> None:
-    """Write the golden curves anew, for this platform."""
+    """Write the golden curves of this platform anew."""
+    where = folder(here())
+    where.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as results:
         for name in NETS:
             golden = produce(name, Path(results))
             rows = ",\n  ".join(json.dumps(row) for row in golden.pop("curve"))
             head = json.dumps(golden)[:-1]
-            (HERE / f"{name}.json").write_text(f'{head}, "curve": [\n  {rows}\n]}}\n')
-            print(name, golden["status"])
-    (HERE / "platform.json").write_text(json.dumps(here()) + "\n")
+            (where / f"{name}.json").write_text(f'{head}, "curve": [\n  {rows}\n]}}\n')
+            print(name, golden["status"], flush=True)
+    (where / "platform.json").write_text(json.dumps(here()) + "\n")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ CHUNK = 1 << 20
 DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 UNPACKED_LIMIT = 1 << 30  # bytes; the largest archive here holds 185 MB, so more is a bomb
 STALL = 25.0  # seconds without a new byte after which a download is given up
+IMPORT = 90.0  # seconds besides for a client in Python: on a busy machine torch alone takes a minute to load
 TOTAL = 1800.0  # seconds for one download, however steadily it trickles
 
 
@@ -359,7 +360,8 @@ else:
 
 def download_torchvision(dataset: Dataset, scratch: Path) -> Path:
     """Let torchvision download to ``scratch`` in a child process, which has a limit if nothing answers."""
-    _bounded([sys.executable, "-c", _TORCHVISION, dataset.torchvision, str(scratch.resolve())], scratch)
+    client = [sys.executable, "-c", _TORCHVISION, dataset.torchvision, str(scratch.resolve())]
+    _bounded(client, scratch, start=IMPORT)
     return scratch
 
 
@@ -389,8 +391,11 @@ def download_package(dataset: Dataset, scratch: Path) -> Path:
     return scratch
 
 
-def _bounded(command: list[str], scratch: Path, stall: float = STALL, total: float = TOTAL) -> None:
-    """Run ``command`` in ``scratch``; end it and its children when nothing grew there for ``stall`` s."""
+def _bounded(command: list[str], scratch: Path, stall: float = STALL, total: float = TOTAL, start: float = 0.0) -> None:
+    """Run ``command`` in ``scratch``; end it and its children when nothing grew there for ``stall`` s.
+
+    ``start`` is what it may take besides until the first byte.
+    """
     with tempfile.TemporaryFile() as log:
         try:
             process = subprocess.Popen(
@@ -398,8 +403,8 @@ def _bounded(command: list[str], scratch: Path, stall: float = STALL, total: flo
             )
         except FileNotFoundError as error:
             raise SourceError(f"{command[0]} is not installed") from error
-        begin = moved = time.monotonic()
-        size = -1
+        begin = time.monotonic()
+        moved, size = begin + start, _bytes_below(scratch)
         try:
             while process.poll() is None:
                 now = time.monotonic()
