@@ -36,6 +36,7 @@ READERS = (
     "claims",
     "figures",
     "report",
+    "sensitivity",
     "publish",
     "verify",
     "status",

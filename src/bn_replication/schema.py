@@ -229,6 +229,7 @@ class Config(Section):
     tuned: dict[str, Positive]
     measure: Measure = Measure()
     last_norm: Component | None = None  # of the last hidden layers, where it is not ``norm``
+    alternative: Name | None = None  # to one value that the paper leaves open: which file of configs/alternative
 
     @model_validator(mode="after")
     def _compatible(self) -> Config:
@@ -257,7 +258,8 @@ class Config(Section):
         groups |= {"schedule": self.schedule, "augment": self.augment, "scale": self.scale}
         chosen = {"variant": self.variant} | {key: group.name for key, group in groups.items()}
         # A study whose weights are evaluated later has records of several evaluations: a run's own is of one crop.
-        return chosen | ({"evaluation": "one_crop"} if self.evaluate.keep else {})
+        chosen |= {"evaluation": "one_crop"} if self.evaluate.keep else {}
+        return chosen | ({"alternative": self.alternative} if self.alternative else {})
 
     def identity(self) -> dict[str, Any]:
         """Return what a run *is*: the configuration less what cannot change its numbers."""
@@ -274,9 +276,11 @@ class Config(Section):
         if self.replicas == 1:  # as every run was before there could be more
             del tree["replicas"]
         # Keys that came later: at their defaults, a run is what it was without them.
-        for section, key in ((tree, "last_norm"), (tree["evaluate"], "keep")):
+        for section, key in ((tree, "last_norm"), (tree, "alternative"), (tree["evaluate"], "keep")):
             if section[key] is None:
                 del section[key]
+        if tree["model"].get("lrn_places") == "both":
+            del tree["model"]["lrn_places"]
         # What is not measured is no part of a run, so that a new measure leaves every earlier run as it is.
         # Gradients are read off, at no pass of their own, and no claim rests on them: with or without, the same run.
         measured = self.measure.model_dump(mode="json", exclude_defaults=True, exclude={"gradients"})
