@@ -156,11 +156,14 @@ KNOBS: list[tuple[str, dict[str, Any], set[str]]] = [
     (BN, {"model__act": "sigmoid"}, TRAINED),
     (BN, {"model__lrn": False}, TRAINED),
     (PLAIN, {"model__lrn": False}, TRAINED),
+    (PLAIN, {"model__lrn_places": "pool1"}, TRAINED),
+    (BN, {"model__lrn_places": "conv2"}, TRAINED),
     (PLAIN, {"model__dropout": 0.1}, TRAINED),
     (PLAIN, {"model__bias": False}, TRAINED),
     (PLAIN, {"norm": "batch"}, TRAINED),
     (PLAIN, {"model__init_scale": 0.5}, TRAINED | {"weights"}),
     (PLAIN, {"model__initialisation": "glorot"}, TRAINED | {"weights"}),
+    (PLAIN, {"model__initialisation": "lecun"}, TRAINED | {"weights"}),
     (PLAIN, {"model__width": 0.25}, TRAINED | {"weights"}),
     (PLAIN, {"model__separable": False}, TRAINED | {"weights"}),
     (PLAIN, {"model__auxiliary": True}, TRAINED | {"weights"}),
@@ -232,6 +235,9 @@ def test_lrn_stands_in_googlenets_two_places_and_nowhere_under_bn_x5() -> None:
 
     assert places(PLAIN) == places(BN) == ["stem.lrn1", "stem.lrn2"]
     assert places("setting=inception variant=bn_x5") == []
+    assert places(f"{PLAIN} model.lrn_places=pool1") == ["stem.lrn1"]
+    assert places(f"{PLAIN} model.lrn_places=conv2") == ["stem.lrn2"]
+    assert places("setting=inception variant=bn_x5 model.lrn_places=pool1") == []
 
 
 def test_dropout_off_is_the_identity_and_on_it_is_none_in_training_alone() -> None:

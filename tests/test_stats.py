@@ -143,3 +143,50 @@ def test_required_n_is_the_textbooks() -> None:
     assert stats.required_n([1.0], ABOVE_0, 0.05) is None
     assert stats.required_n_share(3, 3, Bounds(low=0.5), 0.05) == 6
     assert stats.required_n_share(5, 5, Bounds(low=0.5), 0.05 / 12) == 9
+
+
+def decided(rng: np.random.Generator, n: int, mean: float, spread: float, bounds: Bounds, alpha: float) -> float:
+    """Return how often ``n`` seeds of that mean and spread decide, over 4,000 draws: to within 2 points."""
+    x = rng.normal(mean, spread, (4000, n))
+    half = distributions.t.isf(alpha / 2, n - 1) * x.std(1, ddof=1) / math.sqrt(n)
+    lows, highs = x.mean(1) - half, x.mean(1) + half
+    reproduced = (lows > bounds.low) & (highs < bounds.high)
+    return float(np.mean(reproduced | (highs <= bounds.low) | (lows >= bounds.high)))
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 25])
+@pytest.mark.parametrize(
+    ("mean", "spread", "bounds"),
+    [
+        (1.0, 1.0, ABOVE_0),
+        (-0.7, 1.0, ABOVE_0),  # the other way: contradicted
+        (2.0, 1.0, Bounds(-1.0, 1.0)),  # outside two bounds the nearer one tells
+        (0.0, 1.0, Bounds(-1.0, 1.0)),  # in their middle both must be cleared
+        (0.3, 1.0, Bounds(-1.0, 1.0)),
+    ],
+)
+def test_the_seeds_it_asks_for_decide_as_often_as_it_says(
+    mean: float, spread: float, bounds: Bounds, alpha: float
+) -> None:
+    """By simulation, where the mean and the spread it goes by are the truth; and one seed less would not do."""
+    root = spread * math.sqrt(0.5)
+    n = stats.required_n([mean - root, mean + root], bounds, alpha)
+    assert n is not None
+    rng = np.random.default_rng(5)
+    assert decided(rng, n, mean, spread, bounds, alpha) > 0.77
+    assert decided(rng, n - 1, mean, spread, bounds, alpha) < 0.83
+
+
+@pytest.mark.parametrize(("successes", "n"), [(3, 3), (7, 8), (1, 8), (0, 3)])
+def test_so_do_the_seeds_it_asks_for_a_share(successes: int, n: int) -> None:
+    bounds, share = Bounds(low=0.5), successes / n
+    more = stats.required_n_share(successes, n, bounds, 0.05)
+    assert more is not None
+    rng = np.random.default_rng(6)
+    for seeds, enough in ((more, True), (more - 1, False)):
+        drawn = rng.binomial(seeds, share, 4000)
+        verdicts = {k: stats.decide(stats.share_interval(k, seeds, 0.05), bounds) for k in range(seeds + 1)}
+        often = np.mean([verdicts[int(k)] != "inconclusive" for k in drawn])
+        assert often > 0.77 if enough else often < 0.83
+    # A share that lies at the bound is never told from it.
+    assert stats.required_n_share(4, 8, bounds, 0.05, most=60) is None

@@ -133,6 +133,10 @@ def break_archive(house: House) -> None:
             lambda house: (house.published / "verdicts.csv").unlink(),
             "verdicts.csv: follows and is not printed",
         ),
+        (
+            lambda house: (house.published / "sensitivity.csv").write_text("value,alternative\neps,made up\n"),
+            "sensitivity.csv: is printed and does not follow: eps,made up",
+        ),
     ],
 )
 def test_an_altered_record_or_page_is_caught(house: House, alter: Callable[[House], object], line: str, capsys) -> None:

@@ -40,6 +40,7 @@ READERS = (
     "figures",
     "figures.__main__",
     "report",
+    "sensitivity",
     "publish",
     "verify",
     "status",

@@ -40,7 +40,7 @@ from bn_replication.ledger import (
 )
 
 # The ledger's own functions are at hand here too.
-__all__ = ["Evidence", "Measured", "Verdict", "evidence", "judge", "select"]
+__all__ = ["Evidence", "Measured", "Verdict", "evidence", "judge", "judge_alone", "select"]
 __all__ += ["digests_for_study", "entry_digest", "load_ledger"]
 
 Run = dict[str, Any]  # one row of records.load_runs
@@ -138,6 +138,21 @@ def judge(ledger: Mapping[str, Entry], runs: pd.DataFrame) -> list[Verdict]:
             verdicts.append(_empirical(*case, scale, p, alpha))
     order = {name: i for i, name in enumerate(ledger)}
     return sorted(verdicts, key=lambda v: (order[v.claim], SCALES.index(v.scale) if v.scale else 0))
+
+
+def judge_alone(entry: Entry, runs: Sequence[Run], scale: str, alpha: float = ALPHA) -> Verdict:
+    """Return what an empirical claim's rule says of ``runs`` of one scale by themselves, whatever their study.
+
+    The interval has level 1 - alpha, with no allowance for any other claim: a look beside, never the scoreboard's.
+    """
+    try:
+        seen = evidence(entry, runs, scale) if runs else Evidence([], [], [], [], notes=["no runs"])
+    except Ambiguous as error:
+        return Verdict(entry.id, scale, "inconclusive", note=str(error))
+    if not seen.seeds or entry.bounds_at(scale) is None:
+        return Verdict(entry.id, scale, "not run", note="; ".join(seen.notes))
+    interval, bounds = _interval(entry, seen), _bounds(entry, scale)
+    return _empirical(entry, seen, interval, bounds, scale, stats.p_value(interval, bounds), alpha)
 
 
 # --- runs -> effects ---------------------------------------------------------------------------------------

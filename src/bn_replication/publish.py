@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bn_replication import figures, verify
+from bn_replication import figures, sensitivity, verify
 from bn_replication.errors import UserError, nearest, one_line
 from bn_replication.ledger import load_ledger
 from bn_replication.records import (
@@ -228,12 +228,15 @@ def _against(place: Path, record: dict[str, Any]) -> str:
 
 
 def draw(root: Path, studies: Iterable[tuple[str, str]]) -> list[Path]:
-    """Write the figures (SVG, CSV) of (scale, study) pairs from the records in ``root``; return their folders."""
+    """Write the figures (SVG, CSV) of (scale, study) pairs from the records in ``root``; return their folders.
+
+    A study of alternatives has none: one figure of some twenty arms shows nothing, and its answers are a table.
+    """
     folders = []
     for scale, study in studies:
         runs = load_runs(root, study, scale)
         folder = root / scale / study / "figures"
-        for drawing in figures.draw_study(runs):
+        for drawing in [] if sensitivity.of_study(study) else figures.draw_study(runs):
             figures.save(drawing, folder, kinds=("svg",))
         folders.append(folder)
     return folders

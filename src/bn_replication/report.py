@@ -31,7 +31,7 @@ import vl_convert
 import yaml
 from markupsafe import Markup
 
-from bn_replication import fig4, figures
+from bn_replication import fig4, figures, sensitivity
 from bn_replication.claims import Verdict, judge
 from bn_replication.errors import UserError, nearest, one_line
 from bn_replication.figures import Frame
@@ -401,11 +401,15 @@ def panels(
                     "svg": inline(figures.render(drawing.figure), f"{key}-{drawing.name}", drawing.title),
                 }
                 # The interactive charts show the others.
-                for drawing in ([] if same else figures.draw_study(runs, ledger, without=("curves", "layers")))
+                for drawing in (
+                    []
+                    if same or sensitivity.of_study(study)
+                    else figures.draw_study(runs, ledger, without=("curves", "layers"))
+                )
             ]
             table = None
             variants = set(runs["choice.variant"]) if "choice.variant" in runs else set()
-            if not same and {"inception", "bn_baseline"} <= variants:
+            if not same and not sensitivity.of_study(study) and {"inception", "bn_baseline"} <= variants:
                 table = fig3_rows(figures.fig3_table(runs, load_curves(runs), paper.get("fig3", {})))
             fig2 = source.runs[(source.runs["study"] == "fig2_inception") & (source.runs["scale"] == scale)]
             statuses = runs["status"].value_counts().to_dict()
@@ -428,6 +432,29 @@ def panels(
                 }
             )
     return result
+
+
+def alternatives(
+    register: Mapping[str, Any], ledger: Mapping[str, Entry], found: Sequence[Source]
+) -> list[tuple[Source | None, list[dict[str, Any]]]]:
+    """Return a table a source of the answers under other choices; one of no source where none has any of these runs."""
+    tables = []
+    for source in [*(s for s in found if s.runs["study"].map(sensitivity.of_study).any()), None]:
+        if source is None and tables:
+            break
+        rows = sensitivity.table(register, ledger, pd.DataFrame() if source is None else source.runs)
+        shown = [
+            {
+                "row": row,
+                "what": register[row.value]["what"],
+                "choice": register[row.value]["chosen"],
+                "why": register[row.value]["alternatives"][row.alternative]["why"],
+                **sensitivity.words(row, ledger[row.claim]),
+            }
+            for row in rows
+        ]
+        tables.append((source, shown))
+    return tables
 
 
 def fig3_rows(table: Frame) -> list[dict[str, str]]:
@@ -543,6 +570,7 @@ def page(roots: Sequence[Path] = ROOTS, ledger_path: Path = LEDGER, beside: Path
         studies=studies,
         waiting=waiting,
         ambiguities=register,
+        alternatives=alternatives(register, ledger, found),
         record_link=functools.partial(record_link, beside=beside),
         provenance=[(source, provenance(source)) for source in found],
         command=command,

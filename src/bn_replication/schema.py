@@ -238,6 +238,7 @@ class Config(Section):
     tuned: dict[str, Positive]
     measure: Measure = Measure()
     last_norm: Component | None = None  # of the last hidden layers, where it is not ``norm``
+    alternative: Name | None = None  # to one value that the paper leaves open: which file of configs/alternative
 
     @model_validator(mode="after")
     def _compatible(self) -> Config:
@@ -269,7 +270,8 @@ class Config(Section):
         groups |= {"schedule": self.schedule, "augment": self.augment, "scale": self.scale}
         chosen = {"variant": self.variant} | {key: group.name for key, group in groups.items()}
         # A study whose weights are evaluated later has records of several evaluations: a run's own is of one crop.
-        return chosen | ({"evaluation": "one_crop"} if self.evaluate.keep else {})
+        chosen |= {"evaluation": "one_crop"} if self.evaluate.keep else {}
+        return chosen | ({"alternative": self.alternative} if self.alternative else {})
 
     def identity(self) -> dict[str, Any]:
         """Return what a run *is*: the configuration less what cannot change its numbers."""
@@ -286,10 +288,10 @@ class Config(Section):
         if self.replicas == 1:  # as every run was before there could be more
             del tree["replicas"]
         # Keys that came later: at their defaults, a run is what it was without them.
-        for section, key in ((tree, "last_norm"), (tree["evaluate"], "keep")):
+        for section, key in ((tree, "last_norm"), (tree, "alternative"), (tree["evaluate"], "keep")):
             if section[key] is None:
                 del section[key]
-        for key, default in {"depth": None, "initialisation": "gaussian"}.items():  # of the MLP
+        for key, default in {"depth": None, "initialisation": "gaussian", "lrn_places": "both"}.items():
             if key in tree["model"] and tree["model"][key] == default:
                 del tree["model"][key]
         # What is not measured is no part of a run, so that a new measure leaves every earlier run as it is.

@@ -21,7 +21,8 @@ _LEGEND = (
     "In brackets: the interval that decides, at the confidence that Holm's procedure allots the claim among "
     "all those judged at its scale (given in `verdicts.csv`), so that all verdicts of a scale hold together "
     "with 95% confidence. *n*: pairs of seeds, or runs. *Censored* runs never reached the target, *diverged* "
-    "ones ceased to be finite; both are counted. *Needs*: how many seeds would decide, going by these."
+    "ones ceased to be finite; both are counted. *Needs*: how many seeds would decide with a probability of "
+    "80%, if the mean and scatter of these few are the truth."
 )
 
 # What a ratio below and above 1 is called, by metric.
@@ -119,7 +120,12 @@ def scoreboard_markdown(
 
 
 def verdicts_csv(verdicts: Sequence[Verdict]) -> str:
-    """Return the verdicts as CSV, numbers to six significant digits; what does not apply is empty."""
+    """Return the verdicts as CSV."""
+    return rows_csv(Verdict, verdicts)
+
+
+def rows_csv(kind: type, rows: Sequence[Any]) -> str:
+    """Return dataclass rows of one ``kind`` as CSV, numbers to six significant digits; what does not apply is empty."""
 
     def cell(value: Any) -> str:
         if value is None or value != value:
@@ -128,9 +134,9 @@ def verdicts_csv(verdicts: Sequence[Verdict]) -> str:
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(column.name for column in fields(Verdict))
-    for verdict in verdicts:
-        writer.writerow(cell(getattr(verdict, column.name)) for column in fields(Verdict))
+    writer.writerow(column.name for column in fields(kind))
+    for row in rows:
+        writer.writerow(cell(getattr(row, column.name)) for column in fields(kind))
     return text.getvalue()
 
 

@@ -141,28 +141,38 @@ def required_n(
 ) -> int | None:
     """Return how many seeds Student's interval needs to be decisive with probability ``power``.
 
-    Takes the mean and spread seen so far for the truth, so it is a plan and not a promise. ``None``: more
-    than ``most``, or fewer than two values to go by.
+    Takes the mean and spread seen so far for the truth, and alpha as it stands now, so it is a plan and not a promise:
+    of a few seeds both are uncertain, and Holm's procedure may hand out another alpha then. Inside two bounds it errs
+    on the side of more. ``None``: more than ``most``, or fewer than two values to go by.
     """
     x = np.asarray(values, float)
     if len(x) < 2 or not np.isfinite(x).all() or x.std(ddof=1) == 0:
         return None
     gaps = [abs(x.mean() - edge) for edge in bounds if math.isfinite(edge)]
-    inside = bounds.low < x.mean() < bounds.high
-    # Inside two bounds both must be cleared; outside, the nearer one.
-    gap = min(gaps)
+    # Inside the bounds each must be cleared, and the chances to miss one add up at most; outside, the nearer one.
+    gaps = gaps if bounds.low < x.mean() < bounds.high else [min(gaps)]
     for n in range(2, most + 1):
-        shift, edge = gap / x.std(ddof=1) * math.sqrt(n), distributions.t.isf(alpha / 2, n - 1)
-        miss = float(distributions.nct.cdf(edge, n - 1, shift))
-        misses = miss * (2 if inside and len(gaps) == 2 else 1)
-        if misses <= 1 - power:
+        edge = distributions.t.isf(alpha / 2, n - 1)
+        shifts = [gap / x.std(ddof=1) * math.sqrt(n) for gap in gaps]
+        if sum(float(distributions.nct.cdf(edge, n - 1, shift)) for shift in shifts) <= 1 - power:
             return n
     return None
 
 
-def required_n_share(successes: int, n: int, bounds: Bounds, alpha: float, most: int = 200) -> int | None:
-    """Return the least number of seeds that would be decisive if the share seen so far went on."""
+def required_n_share(
+    successes: int, n: int, bounds: Bounds, alpha: float, power: float = 0.8, most: int = 200
+) -> int | None:
+    """Return the least number of seeds, ``n`` or more, that would be decisive with probability ``power``.
+
+    Takes the share seen so far for the truth, as :func:`required_n` does. ``None``: more than ``most``.
+    """
     for more in range(n, most + 1):
-        if decide(share_interval(round(successes / n * more), more, alpha), bounds) != "inconclusive":
+        counts = np.arange(more + 1)
+        # As share_interval, for every count at once; no success and no failure have no quantile.
+        lows = np.nan_to_num(distributions.beta.ppf(alpha / 2, counts, more - counts + 1), nan=0.0)
+        highs = np.nan_to_num(distributions.beta.isf(alpha / 2, counts + 1, more - counts), nan=1.0)
+        intervals = map(Interval, lows.tolist(), highs.tolist())
+        decisive = [decide(interval, bounds) != "inconclusive" for interval in intervals]
+        if distributions.binom.pmf(counts, more, successes / n) @ decisive >= power:
             return more
     return None

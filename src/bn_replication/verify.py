@@ -4,10 +4,10 @@ Recomputes every verdict and the README's scoreboard from the committed records 
 
 - a record differs from the digest it was published under, or one was added or taken away since;
 - a rule differs from the one a run was started under, or was written after it (unless amended in the open);
-- ``verdicts.csv`` or the README says anything but what the records and the rules give.
+- ``verdicts.csv``, ``sensitivity.csv`` or the README says anything but what the records and the rules give.
 
 Needs no torch. Exits with 0 if all holds, 1 if anything does not, 2 if it cannot be told. ``--write``
-writes the manifest, the verdicts and the scoreboard anew; faults of records and rules it cannot mend.
+writes the manifest, the tables and the scoreboard anew; faults of records and rules it cannot mend.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from bn_replication import records
 from bn_replication.claims import judge
 from bn_replication.errors import UserError
-from bn_replication.ledger import EXPERIMENTS, LEDGER, Entry, entry_digest, load_ledger
+from bn_replication.ledger import AMBIGUITIES, EXPERIMENTS, LEDGER, Entry, entry_digest, load_ledger, read_yaml
 from bn_replication.scoreboard import END, START, scoreboard_markdown, verdicts_csv, with_scoreboard
+from bn_replication.sensitivity import sensitivity_csv, table
 
 ROOT = EXPERIMENTS.parent
-MANIFEST, VERDICTS = "records.sha256", "verdicts.csv"
+MANIFEST, VERDICTS, SENSITIVITY = "records.sha256", "verdicts.csv", "sensitivity.csv"
 
 
 def manifest(published: Path) -> str:
@@ -91,11 +94,13 @@ def changed_rules(published: Path, ledger: Mapping[str, Entry]) -> list[str]:
 
 
 def different_pages(published: Path, readme: Path, ledger: Mapping[str, Entry]) -> list[str]:
-    """Return a line for every row of ``verdicts.csv`` and of the README that the records do not give."""
-    verdicts = judge(ledger, records.load_runs(published))
+    """Return a line for every row of the tables and of the README that the records do not give."""
+    runs = records.load_runs(published)
+    verdicts = judge(ledger, runs)
     text = readme.read_text()
     block = START + text.partition(START)[2].partition(END)[0] + END
-    pages = [(published / VERDICTS, _read(published / VERDICTS), verdicts_csv(verdicts))]
+    computed_tables = {VERDICTS: verdicts_csv(verdicts), SENSITIVITY: _sensitivity(ledger, runs)}
+    pages = [(published / name, _read(published / name), computed) for name, computed in computed_tables.items()]
     with_scoreboard(text, "")  # both markers are there
     pages.append((readme, block, scoreboard_markdown(verdicts, ledger)))
     faults = []
@@ -106,17 +111,23 @@ def different_pages(published: Path, readme: Path, ledger: Mapping[str, Entry]) 
     return faults
 
 
+def _sensitivity(ledger: Mapping[str, Entry], runs: pd.DataFrame) -> str:
+    return sensitivity_csv(table(read_yaml(AMBIGUITIES), ledger, runs))
+
+
 def _read(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
 def write(published: Path, readme: Path, ledger: Mapping[str, Entry]) -> None:
-    """Write the manifest, ``verdicts.csv`` and the README's scoreboard from the records in ``published``."""
-    verdicts = judge(ledger, records.load_runs(published))
+    """Write the manifest, both tables and the README's scoreboard from the records in ``published``."""
+    runs = records.load_runs(published)
+    verdicts = judge(ledger, runs)
     page = with_scoreboard(readme.read_text(), scoreboard_markdown(verdicts, ledger))
     published.mkdir(parents=True, exist_ok=True)
     records.atomic_write(published / MANIFEST, manifest(published).encode())
     records.atomic_write(published / VERDICTS, verdicts_csv(verdicts).encode())
+    records.atomic_write(published / SENSITIVITY, _sensitivity(ledger, runs).encode())
     records.atomic_write(readme, page.encode())
 
 
@@ -127,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--published", type=Path, default=ROOT / "results" / "published")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--ledger", type=Path, default=LEDGER)
-    parser.add_argument("--write", action="store_true", help="write manifest, verdicts and scoreboard anew")
+    parser.add_argument("--write", action="store_true", help="write manifest, tables and scoreboard anew")
     options = parser.parse_args(arguments)
     published, readme = options.published, options.readme
     try:

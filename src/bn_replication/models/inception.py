@@ -24,7 +24,8 @@ from bn_replication.models.layers import (
 )
 
 Reading = Literal["as_printed", "as_shapes"]
-Initialisation = Literal["he", "glorot"]
+Initialisation = Literal["he", "glorot", "lecun"]
+Places = Literal["both", "pool1", "conv2"]
 
 
 class Row(NamedTuple):
@@ -154,14 +155,16 @@ class Inception(nn.Module):
         width: multiplies all channels; the results are multiples of 8.
         reading: Fig. 5 contradicts itself, see ``table``.
         separable: the 7x7 as depthwise (multiplier 8) and pointwise convolution, as the paper says.
-        lrn: local response normalization in GoogLeNet's two places: after pool1 and the second convolution.
+        lrn, lrn_places: local response normalization, in GoogLeNet's two places: after pool1 and the second
+            convolution; or in one of them.
         dropout: rate before the classifier, 0.4 in GoogLeNet.
         auxiliary: a second classifier after 4d; in training the result is then (logits, auxiliary logits).
         bias: of all convolutions but the depthwise; None drops those whose role a norm's shift takes.
         placement: of the norm, "before" the nonlinearity as in the paper or "after" it.
         initialisation, init_scale: initial weights are normal with standard deviation
-            init_scale * sqrt(2 / fan_in) ("he"; 1 / fan_in where no nonlinearity follows) or
-            init_scale * sqrt(2 / (fan_in + fan_out)) ("glorot"); biases start at zero.
+            init_scale * sqrt(2 / fan_in) ("he"; 1 / fan_in where no nonlinearity follows),
+            init_scale * sqrt(2 / (fan_in + fan_out)) ("glorot") or init_scale * sqrt(1 / fan_in) ("lecun");
+            biases start at zero.
         generator: of the initial weights, drawn in the order of ``parameters()``.
     """
 
@@ -178,6 +181,7 @@ class Inception(nn.Module):
         reading: Reading = "as_shapes",
         separable: bool = True,
         lrn: bool = False,
+        lrn_places: Places = "both",
         dropout: float = 0.0,
         auxiliary: bool = False,
         bias: bool | None = None,
@@ -189,6 +193,7 @@ class Inception(nn.Module):
         super().__init__()
         check_choice("placement", placement, get_args(Placement))
         check_choice("initialisation", initialisation, get_args(Initialisation))
+        check_choice("lrn_places", lrn_places, get_args(Places))
         if not width > 0:
             raise UserError(f"found model.width: {width}, expected more than 0; mend it in configs/scale")
         if not 0 <= dropout < 1:
@@ -213,8 +218,8 @@ class Inception(nn.Module):
         def pool(stride: int) -> nn.Module:
             return nn.MaxPool2d(3, stride, padding=1) if small else nn.MaxPool2d(3, stride, ceil_mode=True)
 
-        def response_norm() -> nn.Module:
-            return ResponseNorm() if lrn else nn.Identity()
+        def response_norm(place: Places) -> nn.Module:
+            return ResponseNorm() if lrn and lrn_places in ("both", place) else nn.Identity()
 
         first, second, third = (scaled(channels, width) for channels in STEM_CHANNELS)
         spread = DEPTH_MULTIPLIER * in_channels
@@ -229,10 +234,10 @@ class Inception(nn.Module):
             OrderedDict(
                 **first_convolution,
                 pool1=pool(2),
-                lrn1=response_norm(),
+                lrn1=response_norm("pool1"),
                 reduce2=layer(first, (second,), 1),
                 conv2=layer(second, (third,), 3),
-                lrn2=response_norm(),
+                lrn2=response_norm("conv2"),
                 pool2=pool(1 if small else 2),
             )
         )
@@ -256,7 +261,7 @@ class Inception(nn.Module):
                 fan_in = module.weight[0].numel()
                 fan_out = module.weight.numel() // module.weight.shape[1]
                 gain = 1 if name.endswith(("depthwise1", "classifier")) else 2  # a ReLU halves the variance
-                variance = gain / fan_in if initialisation == "he" else 2 / (fan_in + fan_out)
+                variance = {"he": gain / fan_in, "glorot": 2 / (fan_in + fan_out), "lecun": 1 / fan_in}[initialisation]
                 nn.init.normal_(module.weight, std=scale * math.sqrt(variance), generator=generator)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
