@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -99,19 +100,27 @@ def test_a_typo_in_a_file_is_refused_like_one_on_the_command_line(tmp_path: Path
     assert "did you mean 'steps'?" in result.stderr
 
 
-def test_help_answers_within_two_seconds(tmp_path: Path) -> None:
-    """Processor time, and the least of three: a busy machine, whose caches others fill, does not decide."""
+def _processor_time(action: Callable[[], object]) -> float:
+    """The least of three, of processes that are started: a busy machine, whose caches others fill, does not decide."""
     seconds = []
     for _ in range(3):
         before = os.times()
-        result = command("--help", results=tmp_path)
+        action()
         after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    return min(seconds)
+
+
+def test_help_answers_within_two_seconds(tmp_path: Path) -> None:
+    """On a slow or busy machine: in the time of eight imports of Hydra, which one of torch would not leave."""
+
+    def helped() -> None:
+        result = command("--help", results=tmp_path)
         assert result.returncode == 0
         assert "experiment: " in result.stdout
-        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
-        if seconds[-1] < 2:
-            break
-    assert min(seconds) < 2
+
+    hydra = _processor_time(lambda: subprocess.run([sys.executable, "-c", "import hydra"], check=True))
+    assert _processor_time(helped) < max(2, 8 * hydra)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -18,11 +18,13 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from bn_replication import records
+from bn_replication.provenance import environment
 from bn_replication.runner import Interrupted, run
 from bn_replication.schema import Config
 from bn_replication.train import CONFIGS, resolved, validate
 
 torch.set_num_threads(1)
+environment("cpu", 1)  # the code's revision is asked for once, here: it is that of every fork, whoever edits meanwhile
 
 INTERRUPTED = 130  # exit code of a fork that stopped when asked to
 # BN-Baseline has all there is to lose: running averages, dropout, LRN, momentum, distortions, a decaying rate.
