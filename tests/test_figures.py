@@ -133,6 +133,36 @@ def test_colours_tell_plain_from_bn_in_every_study(tmp_path: Path) -> None:
     assert len(set(labels.values())) == 6
 
 
+def test_a_legend_says_a_setting_in_a_few_words(tmp_path: Path) -> None:
+    for arm in ("norm=batch,model.lrn=True", "norm=batch,model.lrn=False", "norm=batch,schedule.speed=6.0"):
+        write_run(tmp_path, "s", arm, 0, [0.1, 0.2])
+    labels = {look.label for look in figures.looks(records.load_runs(tmp_path)).values()}
+    assert labels == {"BN, LRN on", "BN, LRN off", "BN, decay x6"}
+
+
+def test_a_logarithmic_axis_of_less_than_a_decade_says_plain_numbers(tmp_path: Path) -> None:
+    figure_1(tmp_path)
+    (drawing,) = [d for d in figures.draw_study(records.load_runs(tmp_path), without=("layers",)) if d.name == "curves"]
+    loss = drawing.figure.axes[1]
+    assert loss.get_yscale() == "log"
+    assert loss.get_ylabel() == "training loss, nats"
+    low, high = loss.get_ylim()
+    if high < 30 * low:
+        assert b"\\mathdefault" not in figures.render(drawing.figure)
+        assert "$" not in "".join(label.get_text() for label in loss.get_yticklabels(which="both"))
+
+
+def test_below_figure_1b_every_percentile_has_its_place(tmp_path: Path) -> None:
+    figure_1(tmp_path)
+    runs = records.load_runs(tmp_path, "fig1_mnist")
+    drawing = figures.draw_fig1bc(runs, records.load_activations(runs))
+    assert drawing is not None
+    low, high = drawing.figure.axes[2].get_ylim()
+    every = drawing.frame[drawing.frame["panel"] == "all units"]
+    assert low < every["low"].min() < every["high"].max() < high
+    assert drawing.figure.axes[0].get_ylim() == (-2.0, 2.0)  # above, the paper's
+
+
 def test_curves_show_median_range_and_the_end_of_a_diverged_run(tmp_path: Path) -> None:
     for seed, end in enumerate((0.5, 0.6, 0.9)):
         write_run(tmp_path, "s", "norm=none", seed, [0.1, end])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bn_replication import records, report
+from bn_replication import records, report, stats
 from bn_replication.ledger import LEDGER, load_ledger, read_yaml
 from browser import executable, tab
 from test_figures import figure_1, figure_2, known_rates, write_run
@@ -168,6 +168,34 @@ def test_each_claim_says_what_differs_and_links_to_its_evidence(both: tuple[Path
     assert 'href="#published-laptop-fig2_inception"' in article
     assert 'data-study="published-laptop-fig2_inception-layers"' in article
     assert 'href="published/laptop/fig2_inception/"' in article
+
+
+def test_each_claim_has_its_plain_interval_beside_the_one_that_decides(both: tuple[Path, str]) -> None:
+    root, text = both
+    ledger = load_ledger()
+    (found,) = report.sources([root / "published"], ledger)
+    judged = [verdict for verdict in found.verdicts.values() if verdict.plain is not None]
+    assert len(judged) > 5
+    for verdict in judged:
+        assert verdict.low <= verdict.plain[0] <= verdict.plain[1] <= verdict.high
+        article = Page(text.partition(f'id="{verdict.claim}">')[2].partition("</article>")[0]).text
+        said = report.unadjusted(ledger[verdict.claim], verdict)
+        assert f"Not adjusted for the number of claims, the 95% interval is {said}" in article
+    higher = found.verdicts["fig1-higher", "laptop"]
+    effects = [float(b) - float(a) for a, b in zip(higher.control.split(), higher.treatment.split(), strict=True)]
+    assert higher.plain == pytest.approx(stats.t_interval(effects, 0.05), abs=1e-4)
+
+
+def test_in_a_narrow_terminal_a_claim_is_folded_and_never_cut(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure_1(tmp_path / "runs", seeds=3)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert report.main(["--root", str(tmp_path / "runs"), "--claim", "fig1-stable"]) == 0
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert max(map(len, out.splitlines())) <= 40
+    assert "not adjusted for the number of claims" in " ".join(out.split())
 
 
 def test_provenance_names_what_runs_tell_and_passes_over_what_they_do_not(tmp_path: Path) -> None:

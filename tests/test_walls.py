@@ -109,7 +109,7 @@ for name in sys.argv[1:]:
 
 def test_the_reading_half_works_where_there_is_no_torch() -> None:
     """In a process where torch cannot be imported, everything that judges and reports can be."""
-    subprocess.run([sys.executable, "-c", NO_TORCH, *READERS], check=True, timeout=180)
+    subprocess.run([sys.executable, "-c", NO_TORCH, *READERS], check=True, timeout=300)
 
 
 # What runs code that it is given, by the last part of its name; where a call is harmless, the words that make it so.

@@ -90,6 +90,8 @@ class Verdict:
     control: str = ""  # every seed's number: >x is censored at x, ? unknown
     treatment: str = ""
     note: str = ""
+    # The interval at 95% whatever the number of claims. It decides nothing, so verdicts.csv leaves it out.
+    plain: tuple[float, float] | None = None
 
 
 class Ambiguous(Exception):
@@ -456,7 +458,7 @@ def _empirical(
     p: float,
     alpha: float,
 ) -> Verdict:
-    drawn = interval(alpha)
+    drawn, plain = interval(alpha), interval(ALPHA)
     verdict = stats.decide(drawn, bounds)
     lows, highs = [e.low for e in seen.effects], [e.high for e in seen.effects]
     # The mean of censored effects is known only to lie between these two; the finite one is shown.
@@ -485,6 +487,7 @@ def _empirical(
         control=_listed(seen.control),
         treatment=_listed(seen.treatment),
         note="; ".join(seen.notes),
+        plain=(natural(plain.low), natural(plain.high)),
     )
 
 

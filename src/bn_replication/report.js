@@ -38,15 +38,18 @@ const steps = (log) => ({ field: "step", type: "quantitative", title: "training 
     ...(log ? { values: [0, 1, 10, 100, 1e3, 1e4, 1e5, 1e6] } : {}) }, scale: log ? { type: "symlog", constant: 1 } : { nice: false } });
 
 function curves(data, state) {
+  // Late curves lie close; beside the climb of the first half they are one line.
+  const from = state.late ? Math.max(...data.series.flatMap((one) => one.step)) / 2 : 0;
   const values = data.series.flatMap((one) => !state.shown[one.arm] ? [] : one.step.map((step, i) =>
     ({ step, value: one[state.column][i], seed: one.seed, arm: data.arms[one.arm].label, run: `${one.arm}/${one.seed}` })))
-    .filter((row) => row.value !== null && !(state.logY && row.value <= 0));
+    .filter((row) => row.value !== null && row.step >= from && !(state.logY && row.value <= 0));
   const { arms, ...spec } = base(state, data);
   const color = { field: "arm", type: "nominal", scale: { domain: arms.domain, range: arms.range }, legend: null };
   const strokeDash = { field: "arm", type: "nominal", scale: { domain: arms.domain, range: arms.dashes }, legend: null };
   const y = { field: "value", type: "quantitative", title: words(state.column),
     scale: state.logY ? { type: "log" } : { zero: false, nice: true } };
-  const x = steps(state.logX);
+  const x = { ...steps(state.logX) };
+  if (state.late) x.scale = { ...x.scale, zero: false };
   const seeds = { mark: { type: "line", strokeWidth: 1.1, opacity: 0.75, clip: true }, encoding: { x, y, color, strokeDash, detail: { field: "run" } } };
   const band = { mark: { type: "area", opacity: 0.15 }, encoding: { x, color,
     y: { ...y, aggregate: "min", stack: null }, y2: { field: "value", aggregate: "max" } } };
@@ -156,11 +159,11 @@ function armBoxes(data, state, draw) {
 function startCurves(figure) {
   const data = JSON.parse(document.getElementById(figure.dataset.chart).textContent);
   const [controls, view] = [figure.querySelector(".controls"), figure.querySelector(".view")];
-  const state = { shown: data.arms.map(() => true), column: data.columns[0], every: false, logX: false, logY: false };
+  const state = { shown: data.arms.map(() => true), column: data.columns[0], every: false, late: false, logX: false, logY: false };
   const draw = () => embed(view, curves(data, state));
   const set = (key) => (value) => { state[key] = value; draw(); };
   controls.append(...armBoxes(data, state, draw), element("div", { className: "settings" },
-    choice("Show", data.columns.map((c) => [c, words(c)]), set("column")), checkbox("every seed", false, set("every")),
+    choice("Show", data.columns.map((c) => [c, words(c)]), set("column")), checkbox("every seed", false, set("every")), checkbox("second half only", false, set("late")),
     checkbox("log y", false, set("logY")), checkbox("log steps", false, set("logX"))));
   return draw();
 }

@@ -53,7 +53,7 @@ from bn_replication.records import (
     load_runs,
     read_run_json,
 )
-from bn_replication.scoreboard import ours, papers
+from bn_replication.scoreboard import measured, ours, papers, unadjusted
 
 HERE = Path(__file__).parent
 STUDIES = EXPERIMENTS.parent / "configs" / "experiment"
@@ -107,11 +107,17 @@ def scoreboard(ledger: Mapping[str, Entry], paper: Mapping[str, Any], found: Seq
 
 def _cell(entry: Entry, verdict: Verdict | None) -> dict[str, Any]:
     if verdict is None:
-        return {"verdict": "not run", "ours": "—", "n": "—", "row": None}
+        return {"verdict": "not run", "ours": "—", "n": "—", "row": None, "plain": ""}
     marks = [f"{getattr(verdict, mark)} {mark}" for mark in ("censored", "diverged") if getattr(verdict, mark)]
     marks += [f"needs {verdict.needs}"] * bool(verdict.needs)
     n = str(verdict.n or "—") + (f" ({', '.join(marks)})" if marks else "")
-    return {"verdict": verdict.verdict, "ours": ours(entry, verdict), "n": n, "row": verdict}
+    return {
+        "verdict": verdict.verdict,
+        "ours": ours(entry, verdict),
+        "n": n,
+        "row": verdict,
+        "plain": unadjusted(entry, verdict),
+    }
 
 
 def rule(entry: Entry, raw: Mapping[str, Any]) -> str:
@@ -144,7 +150,7 @@ def effect_svg(
     lines = [
         (source.name, cell["row"]) for source, cell in zip(found, row["cells"], strict=True) if cell["row"] is not None
     ]
-    lines = [(name, v.estimate, v.low, v.high) for name, v in lines if v.n and v.low == v.low]
+    lines = [(name, v) for name, v in lines if v.n and v.low == v.low]
     if bounds is None or not lines or entry.effect == "value":
         return None
     leaf: Any = paper
@@ -155,7 +161,15 @@ def effect_svg(
         printed = 1 / leaf["value"]
     elif entry.paper and leaf["unit"] == "points":
         printed = leaf["value"]
-    figure = figures.draw_effect(lines, bounds, entry.effect, printed)
+    what, times = measured(entry)
+    figure = figures.draw_effect(
+        [(name, v.estimate * times, v.low * times, v.high * times) for name, v in lines],
+        (bounds[0] * times, bounds[1] * times),
+        entry.effect,
+        None if printed is None else printed * times,
+        [None if v.plain is None else (v.plain[0] * times, v.plain[1] * times) for _, v in lines],
+        what,
+    )
     return inline(
         figures.render(figure),
         f"effect-{entry.id}-{row['scale']}",
@@ -541,6 +555,7 @@ def page(roots: Sequence[Path] = ROOTS, ledger_path: Path = LEDGER, beside: Path
                 **row,
                 "rule": rule(row["entry"], raw),
                 "effect": effect_svg(row["entry"], row, paper, found),
+                "measured": measured(row["entry"])[0].partition(", points")[0],
                 "open": [(name, each["what"]) for name, each in register.items() if row["entry"].id in each["moves"]],
             }
             for row in rows
@@ -600,16 +615,28 @@ def show_claim(name: str, roots: Sequence[Path]) -> None:
         raise UserError(f"found no claim '{name}', expected one of {LEDGER}{nearest(name, ledger)}")
     entry, console = ledger[name], Console(highlight=False)
     console.print(Text(f"{name} ({entry.where})", style="bold"))
-    console.print(Text(f"The paper: {entry.says}"), Text(papers(entry, paper), style="bold"))
+    console.print(Text(f"The paper: {entry.says}"))
+    if printed := papers(entry, paper):
+        console.print(Text("Printed: ").append(printed, style="bold"))
     console.print(Text(f"\n{rule(entry, read_yaml(LEDGER))}\n", style="dim"))
     console.print(Text(f"{entry.why}\n"))
-    table = Table("records", "scale", "ours", "verdict", "n", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     notes = []
     for source in sources(roots, ledger):
         for (claim, scale), verdict in source.verdicts.items():
             if claim == name:
                 cell = _cell(entry, verdict)
-                table.add_row(*map(Text, (source.name, scale or "—", cell["ours"], cell["verdict"], cell["n"])))
+                # A row a fact: side by side they have no room in a narrow terminal, and are cut.
+                facts = {"records": f"{source.name}, {scale} scale" if scale else source.name}
+                facts |= {"verdict": cell["verdict"], "ours": cell["ours"], "n": cell["n"]}
+                if verdict.level == verdict.level:
+                    facts["interval"] = f"at {100 * verdict.level:.4g}%, as Holm's procedure allots it"
+                if cell["plain"]:
+                    facts["95%"] = f"{cell['plain']}, not adjusted for the number of claims"
+                for fact, text in facts.items():
+                    table.add_row(Text(fact), Text(text))
                 for label, values in (
                     ("control", verdict.control),
                     ("treatment", verdict.treatment),

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -27,6 +27,13 @@ _LEGEND = (
 
 # What a ratio below and above 1 is called, by metric.
 _RATIO = {"steps_to": ("fewer steps", "more steps"), "drift": ("less drift", "more drift")}
+_TOLD = {
+    "steps_to": "steps to the target",
+    "final": "accuracy at the end",
+    "best": "best accuracy",
+    "usable_width": "usable range of rates",
+    "gap_at_loss": "gap at equal training loss",
+}
 _UNIT = {"usable_width": " decades", "gap_at_loss": " nats"}
 
 
@@ -45,7 +52,7 @@ def ours(entry: Entry, verdict: Verdict) -> str:
         if estimate < 1:
             estimate, low, high = _inverse(estimate), _inverse(high), _inverse(low)
             more = less
-        text = f"{estimate:.3g}x {more} [{low:.3g}, {high:.3g}]"
+        text = f"{estimate:.3g}x {more} [{_times(low)}, {_times(high)}]"
     else:
         times, unit = (100, " points") if _is_fraction(entry) else (1, _UNIT.get(entry.metric.name, ""))
         text = f"{estimate * times:+.3g}{unit} [{low * times:+.3g}, {high * times:+.3g}]"
@@ -54,14 +61,37 @@ def ours(entry: Entry, verdict: Verdict) -> str:
     return text.replace("inf", "∞").replace("-", "−")
 
 
+def unadjusted(entry: Entry, verdict: Verdict) -> str:
+    """Return the 95% interval that is not adjusted for the number of claims, in the words of :func:`ours`."""
+    if verdict.plain is None or not verdict.n:
+        return ""
+    low, high = verdict.plain
+    said = ours(entry, replace(verdict, low=low, high=high))
+    return said[said.index("[") :]
+
+
 def _number(value: float) -> str:
     if abs(value) >= 1000 and math.isfinite(value):
         return f"{value:,.0f}"
     return f"{value:.2g}" if abs(value) < 0.01 else f"{value:.3g}"
 
 
+def _times(value: float) -> str:
+    return f"{value:,.0f}" if 1000 <= value < 1e6 else f"{value:.3g}"
+
+
 def _inverse(value: float) -> float:
     return 1 / value if value else math.inf
+
+
+def measured(entry: Entry) -> tuple[str, float]:
+    """Return what a claim compares, in words with its unit, and how many of those units the number 1 is."""
+    name = entry.metric.key if isinstance(entry.metric, Summary) else entry.metric.name
+    words = _TOLD.get(name, name.replace("_", " "))
+    if entry.effect == "difference" and _is_fraction(entry):
+        return f"{words}, points", 100
+    unit = _UNIT.get(name, "").strip()
+    return (f"{words}, {unit}" if unit and entry.effect == "difference" else words), 1
 
 
 def _is_fraction(entry: Entry) -> bool:
@@ -134,9 +164,10 @@ def rows_csv(kind: type, rows: Sequence[Any]) -> str:
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(column.name for column in fields(kind))
+    columns = [column.name for column in fields(kind) if column.name != "plain"]  # a look beside, which decides nothing
+    writer.writerow(columns)
     for row in rows:
-        writer.writerow(cell(getattr(row, column.name)) for column in fields(kind))
+        writer.writerow(cell(getattr(row, column)) for column in columns)
     return text.getvalue()
 
 

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from bn_replication.figures.files import Drawing
 from bn_replication.figures.frames import accuracy, axes_of, ends, layer_bands, roles, setting, sides_of, swept, targets
 from bn_replication.figures.outcomes import dots, effect, key_to, response, slope
-from bn_replication.figures.paths import depth_map, in_percent, layer_band, learning_curves
+from bn_replication.figures.paths import depth_map, in_percent, layer_band, learning_curves, where_diverged
 from bn_replication.figures.style import (
     AXES,
     BAND,
@@ -29,6 +29,7 @@ from bn_replication.figures.style import (
     lines_of,
     looks,
     natural,
+    plain_log,
     spoken,
     styled,
     words,
@@ -51,9 +52,12 @@ def draw_curves(runs: Frame, curves: Frame) -> Drawing | None:
             in_percent(ax.yaxis)
         if column == "train_loss" and (curves[column].dropna() > 0).all():
             ax.set_yscale("log")
+            plain_log(ax.yaxis, *ax.get_ylim())
+        if column == "train_loss":
+            ax.set_ylabel("training loss, nats")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(3, arms))
-    return Drawing("curves", "Learning curves", f"{BAND} A cross: the run diverged there.", figure, pd.concat(frames))
+    return Drawing("curves", "Learning curves", f"{BAND}{where_diverged(runs)}", figure, pd.concat(frames))
 
 
 @styled
@@ -209,12 +213,16 @@ def draw_depth(runs: Frame, activations: Frame) -> Drawing | None:
     bands, style = layer_bands(activations), looks(runs)
     arms = _some([arm for arm in style if arm in set(bands["arm"])])
     bands = bands[bands["arm"].isin(arms)]
-    reach = max(float(bands["p50"].abs().quantile(0.98)), 1e-6)
+    # Neither scale is stretched until the noise of a BN layer, whose deviation is 1 by construction, looks like change.
+    reach = max(float(bands["p50"].abs().quantile(0.98)), 0.05)
     spread = bands.loc[bands["std"] > 0, "std"]
     low, high = (float(q) for q in spread.quantile([0.02, 0.98])) if len(spread) else (0.1, 1.0)
+    if high < 1.5 * low:
+        middle = (low * high) ** 0.5
+        low, high = middle / 1.5**0.5, middle * 1.5**0.5
     scales = {
         "p50": (colors.Normalize(-reach, reach), "PuOr", "median"),
-        "std": (colors.LogNorm(low, max(high, low * 1.01)), "cividis", "standard deviation"),
+        "std": (colors.LogNorm(low, high), "cividis", "standard deviation"),
     }
     figure = Figure(figsize=(max(1.3 * len(arms) + 0.9, 3.4), 5.0))
     grid = figure.subplots(2, len(arms), sharey=True, squeeze=False)
@@ -225,9 +233,11 @@ def draw_depth(runs: Frame, activations: Frame) -> Drawing | None:
             if row == 0:
                 ax.set_title(style[arm].label.replace(", ", "\n", 1), fontsize=8)
         grid[row, 0].set_ylabel("depth (layer)", fontsize=8)
-        figure.colorbar(
+        bar = figure.colorbar(
             ScalarMappable(norm, cmap), ax=grid[row].tolist(), label=label, extend="both", aspect=30, pad=0.01
         )
+        if column == "std":
+            plain_log(bar.ax.yaxis, low, high)
     grid[0, 0].set_ylim(bands["depth"].max() + 1, 0)
     figure.supxlabel("training steps, as probed", fontsize=8)
     return Drawing(
@@ -235,7 +245,8 @@ def draw_depth(runs: Frame, activations: Frame) -> Drawing | None:
         "Every layer over training",
         "Each row of a map is a layer, the input at the top; colour is the median (top) or the standard "
         "deviation (bottom) of what its nonlinearity receives, the median over seeds. The ends of a scale "
-        "hold what lies beyond them, 2% of the values. Of more than eight arms, eight, evenly chosen.",
+        "hold what lies beyond them, 2% of the values."
+        + (" Of the arms eight, evenly chosen." if len(arms) < activations["arm"].nunique() else ""),
         figure,
         bands.groupby(["arm", "depth", "layer", "step"], as_index=False)[["p50", "std"]].median(),
     )
@@ -253,7 +264,9 @@ def draw_effect(
     bounds: tuple[float, float],
     kind: str,
     paper: float | None = None,
+    plain: Sequence[tuple[float, float] | None] = (),
+    what: str = "",
 ) -> Figure:
     figure = Figure(figsize=(4.4, 0.62 + 0.26 * len(rows) + (0.18 if paper is not None else 0)))
-    effect(figure.add_subplot(), rows, bounds, kind, paper)
+    effect(figure.add_subplot(), rows, bounds, kind, paper, plain, what)
     return figure

@@ -127,7 +127,8 @@ def response(
                     [place], [(low + high) / 2], [(high - low) / 2], **bar, ecolor=look.colour, transform=beside
                 )
     if marks:
-        for place, role in set(zip(frame["place"], frame["run"].map(marks), strict=True)):
+        # In the order of the runs: a set has another order in each process, and so has the file.
+        for place, role in dict.fromkeys(zip(frame["place"], frame["run"].map(marks), strict=True)):
             if role in RINGS:
                 chosen = frame[(frame["place"] == place) & (frame["run"].map(marks) == role)]
                 middle = chosen["drawn"].fillna(np.inf).median()
@@ -256,6 +257,8 @@ def effect(
     bounds: tuple[float, float],
     kind: str,
     paper: float | None = None,
+    plain: Sequence[tuple[float, float] | None] = (),
+    what: str = "",
 ) -> None:
     """Draw intervals against the bounds that decide: within the shade reproduced, outside contradicted.
 
@@ -264,6 +267,8 @@ def effect(
         bounds: in that unit too, open ends infinite.
         kind: ratio, difference or share.
         paper: the paper's number in the same unit, if it prints one.
+        plain: of each row the 95% interval that is not adjusted for the number of claims, drawn thick within the other.
+        what: what is compared and its unit, if any, for the axis.
     """
     low, high = bounds
     neutral = 1.0 if kind == "ratio" else 0.0
@@ -282,7 +287,11 @@ def effect(
     ax.axvspan(max(low, left), min(high, right), color="#dcefe7", linewidth=0)
     ax.axvline(neutral, color="#888888", linewidth=0.8)
     for i, (label, estimate, start, end) in enumerate(rows):
-        ax.plot([max(start, left), min(end, right)], [i, i], color="#1a1a1a", linewidth=2, solid_capstyle="butt")
+        ax.plot([max(start, left), min(end, right)], [i, i], color="#1a1a1a", linewidth=1.4, solid_capstyle="butt")
+        inner = plain[i] if i < len(plain) else None
+        if inner is not None and max(inner[0], left) < min(inner[1], right):
+            within = [max(inner[0], left), min(inner[1], right)]
+            ax.plot(within, [i, i], color="#888888", linewidth=5, solid_capstyle="butt", zorder=1.5)
         for at, tip, open_end in ((left, "<", start < left), (right, ">", end > right)):
             if open_end:
                 ax.plot(at, i, tip, color="#1a1a1a", markersize=6, clip_on=False)
@@ -293,10 +302,8 @@ def effect(
         ax.plot(paper, -0.75, "D", color=PURPLE, markersize=6, clip_on=False)
         ax.annotate("paper", (paper, -0.75), (6, 0), textcoords="offset points", va="center", fontsize=8)
     ax.set(yticks=[], ylim=(len(rows) - 0.4, -1.1 if paper is not None else -0.6))
-    ax.set_xlabel(
-        {"ratio": "treatment / control", "difference": "treatment − control", "share": "share of seeds"}[kind],
-        fontsize=8,
-    )
+    said = {"ratio": "treatment / control", "difference": "treatment − control", "share": "share of seeds"}[kind]
+    ax.set_xlabel(f"{what}, {said}" if what and kind != "share" else said, fontsize=8)
     # Over more than some two and a half decades only their ends have room for a number.
     log = LogLocator(subs=(1, 2, 5) if kind == "ratio" and right / left < 300 else (1,))
     ax.xaxis.set_major_locator(log if kind == "ratio" else MaxNLocator(5))

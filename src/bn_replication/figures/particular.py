@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from bn_replication.figures.files import Drawing
 from bn_replication.figures.frames import accuracy, axes_of, ends, roles, setting, swept, unit_percentiles
@@ -25,6 +26,7 @@ from bn_replication.figures.paths import (
     learning_curves,
     loss_paths,
     sigmoid_inputs,
+    where_diverged,
 )
 from bn_replication.figures.style import (
     AXES,
@@ -51,9 +53,17 @@ from bn_replication.ledger import Entry
 
 @styled
 def draw_fig1a(runs: Frame, curves: Frame) -> Drawing:
-    figure = Figure(figsize=(5.2, 3.2))
-    frame = fig1a(figure.add_subplot(), runs, curves)
-    return Drawing("fig1a", "Figure 1a: test accuracy", f"In the paper's axes. {BAND}", figure, frame)
+    """Figure 1a, and beside it what the paper's axes press into a line: the second half of training, closer."""
+    figure = Figure(figsize=(6.8, 3.2))
+    papers, closer = figure.subplots(1, 2)
+    frame = fig1a(papers, runs, curves)
+    papers.set_title("in the paper's axes")
+    learning_curves(closer, runs, curves, accuracy(curves))
+    late = curves.loc[curves["step"] >= curves["step"].max() / 2, accuracy(curves)].dropna()
+    room = 0.1 * max(late.max() - late.min(), 0.001)
+    closer.set(title="the second half, closer", xlim=(curves["step"].max() / 2, max(curves["step"].max(), 1)))
+    closer.set(ylabel="", ylim=(late.min() - room, late.max() + room))
+    return Drawing("fig1a", "Figure 1a: test accuracy", BAND, figure, frame)
 
 
 @styled
@@ -64,7 +74,7 @@ def draw_fig1bc(runs: Frame, activations: Frame) -> Drawing | None:
     if not arms:
         return None
     figure = Figure(figsize=(max(2.9 * len(arms), 3.2), 4.4))
-    grid = figure.subplots(2, len(arms), sharex=True, sharey=True, squeeze=False)
+    grid = figure.subplots(2, len(arms), sharex=True, sharey="row", squeeze=False)
     frames = []
     for column, arm in enumerate(arms):
         for row, every in enumerate((False, True)):
@@ -76,13 +86,17 @@ def draw_fig1bc(runs: Frame, activations: Frame) -> Drawing | None:
             )
             ax.set_title(f"{style[arm].label}: {'all units' if every else 'one typical sigmoid'}")
             ax.label_outer()
+    reached = pd.concat(frames[1::2])  # the units' own axes: in the paper's most of a plain net's would lie outside
+    grid[1, 0].set_ylim(reached["low"].min() - 0.5, reached["high"].max() + 0.5)
+    grid[1, 0].yaxis.set_major_locator(MaxNLocator(5))
     figure.supylabel("input of a last-layer sigmoid", fontsize=9)
     return Drawing(
         "fig1bc",
         "Figures 1b and 1c: what the last hidden layer's sigmoids receive",
-        "The 15th, 50th and 85th percentiles over training, in the paper's axes. Top: the typical unit, "
-        "which is the one whose median travels as far as the median unit's does; the first seed strong, the "
-        "others thin. Bottom: each percentile's median over all units and seeds, in a band that holds 70% of them.",
+        "The 15th, 50th and 85th percentiles over training. Top: in the paper's axes, which percentiles may leave, the "
+        "typical unit: the one whose median travels as far as the median unit's does; the first seed strong, the "
+        "others thin. Bottom: each percentile's median over all units and seeds, in a band that holds 70% of them, on "
+        "axes that hold it all.",
         figure,
         pd.concat(frames, ignore_index=True).drop(columns=["run", "layer"]),
     )
@@ -95,7 +109,7 @@ def draw_fig2(runs: Frame, curves: Frame) -> Drawing:
     return Drawing(
         "fig2",
         "Figure 2: accuracy of Inception and its batch-normalised variants",
-        f"{BAND} Markers: median steps to the plain net's best accuracy (dashed). A cross: diverged there.",
+        f"{BAND} Markers: median steps to the plain net's best accuracy (dashed).{where_diverged(runs)}",
         figure,
         frame,
     )

@@ -33,6 +33,11 @@ def steps_axis(ax: Axes, log: bool = False) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
 
 
+def where_diverged(runs: Frame) -> str:
+    """Return what a caption says of the crosses that :func:`learning_curves` draws; nothing if there are none."""
+    return " A cross: the run diverged there." if (runs["status"] == "diverged").any() else ""
+
+
 def in_percent(axis: Any) -> None:
     """Let an axis of accuracies as shares say per cent."""
     axis.set_major_formatter(PERCENT)
@@ -228,7 +233,7 @@ def depth_map(ax: Axes, bands: Frame, column: str, norm: colors.Normalize, cmap:
 
 
 DETACHED = {  # suffix of the columns: label, colour, dash
-    "": ("mean detached", VERMILLION, "-"),
+    "": ("mean detached", VERMILLION, ":"),
     "_scaled": ("mean and deviation detached", ORANGE, "--"),
     "_true": ("neither, as in BN", BLUE, "-"),
 }
@@ -241,7 +246,7 @@ def detached(bias: Axes, loss: Axes, curves: Frame) -> Frame:
     is chance), and each loss over its own at the start; every seed thin, their median strong.
     """
     parts = []
-    for suffix, (label, colour, dash) in DETACHED.items():
+    for place, (suffix, (label, colour, dash)) in enumerate(DETACHED.items()):
         if f"b{suffix}" not in curves:
             continue
         own = curves[["run", "seed", "step"]].assign(setting=label, bias=curves[f"b{suffix}"].abs())
@@ -251,7 +256,9 @@ def detached(bias: Axes, loss: Axes, curves: Frame) -> Frame:
             for _, seed in own.groupby("run"):
                 ax.plot(seed["step"], seed[column], color=colour, linestyle=dash, linewidth=0.5, alpha=0.45)
             middle = own.groupby("step")[column].median()
-            ax.plot(middle.index, middle, color=colour, linestyle=dash, linewidth=1.7, label=label)
+            # Where lines lie on each other the broken ones are above, so that all are seen.
+            above = 3 - 0.1 * place
+            ax.plot(middle.index, middle, color=colour, linestyle=dash, linewidth=1.7, label=label, zorder=above)
             steps_axis(ax)
     bias.set_ylabel("size of the bias b")
     loss.set(ylabel="loss / loss at the start", ylim=(0.0, 2.0))

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from matplotlib import colors, rc_context
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 # Anything to a type checker: pandas annotates each selection as a union of frame, series and array.
 Frame: TypeAlias = Any
@@ -66,7 +66,7 @@ NORMS = {
     "none": Look("plain", VERMILLION, "-", "s"),
     "batch": Look("BN", BLUE),
     "reference": Look("BN, our own", BLUE, "--", "D"),
-    "batch_no_affine": Look("BN without γ, β", SKY, "-.", "v"),
+    "batch_no_affine": Look("BN without γ and β", SKY, "-.", "v"),
     "layer": Look("layer norm", PURPLE, "-", "^"),
     "group": Look("group norm", PURPLE, "--", "P"),
     "detached": Look("statistics detached", GREY, "--", "X"),
@@ -109,6 +109,15 @@ AXES = {  # of a setting's axis; any other is its key in words
     "data.order": "order of the examples",
     "norm": "normalization",
     "batch_size": "training batch, images",
+}
+SHORT = {  # of a setting and its value in a legend, which has no room for its axis
+    "model.lrn": "LRN {}",
+    "model.placement": "placed {}",
+    "model.init_scale": "weights x{}",
+    "optimizer.l2_multiple": "L2 x{}",
+    "optimizer.multiple": "x{}",
+    "schedule.speed": "decay x{}",
+    "augment.strength": "distortion x{}",
 }
 NAMED = {"relu": "ReLU", "sigmoid": "sigmoid", "mnist": "MNIST", "cifar10": "CIFAR-10"}  # values that need no key
 OUTCOMES = {  # what a run comes to: best and final are shares, drawn in per cent
@@ -156,7 +165,13 @@ def _rest(arm: str, without: Sequence[str] = ()) -> str:
     """Return what an arm's name says besides its norm, its variant (if that has a look of its own) and ``without``."""
     tokens = [token.partition("=") for token in arm.split(",")]
     kept = [(k, v) for k, _, v in tokens if k not in ("norm", *without) and not (k == "variant" and v in VARIANTS)]
-    return ", ".join(words(v) if k == "variant" else NAMED.get(v, f"{words(k)} {v}") for k, v in kept)
+    return ", ".join(words(v) if k == "variant" else NAMED.get(v) or _briefly(k, v) for k, v in kept)
+
+
+def _briefly(key: str, value: str) -> str:
+    """Return a setting and its value, as an arm's name spells them, in a legend's few words."""
+    said = {"True": "on", "False": "off"}.get(value, value.removesuffix(".0").replace("_", " "))
+    return SHORT.get(key, f"{words(key)} {{}}").format(said)
 
 
 def lines_of(runs: Frame, key: str) -> list[Look]:
@@ -232,6 +247,14 @@ def spoken(key: str, value: Any) -> str:
 def natural(text: str) -> list[Any]:
     """Return a sorting key under which 2 comes before 10."""
     return [(0, float(part), "") if i % 2 else (1, 0.0, part) for i, part in enumerate(re.split(r"(\d+\.?\d*)", text))]
+
+
+def plain_log(axis: Any, low: float, high: float) -> None:
+    """Let a logarithmic axis from ``low`` to ``high`` say plain numbers, where it spans too little for powers of 10."""
+    if 0 < low < high < 30 * low:
+        axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_formatter(PLAIN)
+        axis.set_minor_locator(NullLocator())
 
 
 def short(number: float) -> str:
