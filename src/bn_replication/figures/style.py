@@ -73,6 +73,8 @@ NORMS = {
     "tracking": Look("BN, statistics kept", BLUE, ":", "h"),
     "per_activation": Look("BN per activation", SKY, "--", "p"),
     "zca": Look("whitened layers", GREEN, "-", "D"),
+    "weight": Look("weight norm", PURPLE, ":", "v"),
+    "noisy": Look("BN with noise", GREEN, "--", "X"),
 }
 VARIANTS = {
     "inception": Look("Inception", VERMILLION, "-", "s"),
@@ -109,6 +111,8 @@ AXES = {  # of a setting's axis; any other is its key in words
     "data.order": "order of the examples",
     "norm": "normalization",
     "batch_size": "training batch, images",
+    "model.depth": "hidden layers",
+    "model": "initial weights",
 }
 SHORT = {  # of a setting and its value in a legend, which has no room for its axis
     "model.lrn": "LRN {}",
@@ -119,7 +123,15 @@ SHORT = {  # of a setting and its value in a legend, which has no room for its a
     "schedule.speed": "decay x{}",
     "augment.strength": "distortion x{}",
 }
-NAMED = {"relu": "ReLU", "sigmoid": "sigmoid", "mnist": "MNIST", "cifar10": "CIFAR-10"}  # values that need no key
+NAMED = {
+    "relu": "ReLU",
+    "sigmoid": "sigmoid",
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+    "fashion_mnist": "Fashion-MNIST",
+    "mlp": "small Gaussian",
+    "mlp_glorot": "Glorot x4",
+}  # values that need no key
 OUTCOMES = {  # what a run comes to: best and final are shares, drawn in per cent
     "best": "best {}, %",
     "final": "{} at the end, %",
