@@ -84,7 +84,7 @@ def test_jobs_in_other_processes_are_told_in_plain_lines_of_fixed_width() -> Non
     assert lines[6] == "6 jobs: 2 completed, 1 diverged, 1 skipped (already complete), 1 refused, 1 failed"
     assert sorted(lines[7:]) == [
         "failed: study how=failed seed=4: ZeroDivisionError: division by zero",
-        "refused: study how=refused seed=3: found rate=-1, expected more than 0; mend it",
+        "refused: study how=refused seed=3: found rate=-1, expected more than 0;\\n mend it",  # escaped
     ]
 
 

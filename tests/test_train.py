@@ -128,7 +128,9 @@ def test_every_file_says_what_it_is_and_carries_its_own_name(path: Path) -> None
     first, second = path.read_text().splitlines()[:2]
     assert (second if first.startswith("# @package") else first).startswith("# ")
     tree = OmegaConf.load(path)
-    key = {"experiment": "study", "variant": "variant", "setting": None}.get(path.parent.name, "name")
+    key = {"experiment": "study", "variant": "variant", "alternative": "alternative", "setting": None}.get(
+        path.parent.name, "name"
+    )
     if key:
         assert str(OmegaConf.to_container(tree)[key]).removesuffix("${scale.sample}") == path.stem  # type: ignore[index]
 

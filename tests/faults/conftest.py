@@ -10,6 +10,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+# A shell starts what it puts in the background with Ctrl-C ignored, and so would be all that starts below. A handler of
+# Python's own is not handed on: every process of a test begins with the default.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture
 def reap() -> Iterator[Callable[[subprocess.Popen[str]], subprocess.Popen[str]]]:
