@@ -73,7 +73,7 @@ MUTANTS = [
     Mutant("a meter that is never emptied", "loop.py", "self.loss, self.correct, self.examples = 0.0, 0, 0", "pass",
            LOOP),
     Mutant("probes move the running averages", "probes.py",
-           "with evaluating(self.model), batch_statistics(self.model):",
+           "with evaluating(self.model), batch_statistics(self.model), last_noise(self.model):",
            "with __import__('torch').no_grad():", f"{RUNNER} -k watching"),
     # --- resuming
     Mutant("momentum lost on resume", "runner.py", 'self.optimizer.load_state_dict(state["optimizer"])', "pass",
