@@ -95,7 +95,7 @@ def _carry_out(
                 return
             report.end(outcome.status, outcome.message)
     except UserError as error:
-        _after_rank_0(str(error))
+        _after_rank_0(error)
         if progress.VARIABLE not in os.environ:  # nobody reads a progress file: a launcher's job, alone in its process
             raise
     except Exception:
@@ -115,12 +115,13 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0")) if _replicas() > 1 else 0
 
 
-def _after_rank_0(complaint: str) -> None:
+def _after_rank_0(error: Exception) -> None:
     """Leave a refusal to rank 0, which most often has the same and whose end is this one's; then say it after all."""
-    if _rank():
-        with contextlib.suppress(KeyboardInterrupt):  # torchrun, ending this process as well
-            time.sleep(_PATIENCE)
-            print(f"error: rank {_rank()}: {complaint}", file=sys.stderr)
+    if not _rank():
+        return
+    with contextlib.suppress(KeyboardInterrupt):  # torchrun, ending this process as well
+        time.sleep(_PATIENCE)
+        print(f"error: rank {_rank()}: {explain(error)}", file=sys.stderr)
 
 
 def _in_own_process(asked: jobs.Job) -> None:
@@ -179,7 +180,7 @@ def main() -> int:
         return sweep.exit_code()
     except (HydraException, OmegaConfBaseException, UserError) as error:
         if _rank():
-            _after_rank_0(explain(error))
+            _after_rank_0(error)
         else:
             print(f"error: {explain(error)}", file=sys.stderr)
         return 2
