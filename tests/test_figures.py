@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -638,6 +639,40 @@ def test_the_cost_of_a_step_is_a_ratio_and_stretches_time(tmp_path: Path) -> Non
     ends = frame.groupby(["axis", "arm"])["step"].max()
     assert ends["steps", "norm=zca"] == 100
     assert ends["time", "norm=zca"] == pytest.approx(310)
+
+
+def test_what_is_found_along_the_gradient_is_drawn_over_training(tmp_path: Path) -> None:
+    columns = ("landscape_loss_range", "landscape_gradient_change_relative")
+    for norm, values in (("none", (0.5, 2.0)), ("batch", (0.25, 0.0))):
+        for seed in range(3):
+            directory = write_run(tmp_path, "beyond_landscape", f"norm={norm}", seed, [0.1, 0.4])
+            path = directory / records.CURVES
+            rows = [
+                json.loads(line) | dict(zip(columns, values, strict=True)) for line in path.read_text().splitlines()
+            ]
+            path.write_text("".join(map(records.json_line, rows)))
+    drawing = drawing_of(tmp_path, "beyond_landscape", "landscape")
+    at_end = drawing.frame[drawing.frame["step"] == 100].set_index(["column", "arm"])["median"]
+    assert at_end[columns[0], "norm=none"] == 0.5
+    assert at_end[columns[0], "norm=batch"] == 0.25
+    assert at_end[columns[1], "norm=none"] == 2.0
+    assert (columns[1], "norm=batch") not in at_end.index  # 0 has no place on a logarithmic axis
+    assert all(ax.get_yscale() == "log" for ax in drawing.figure.axes)
+
+
+def test_gradients_over_depth_have_a_panel_for_each_nonlinearity(tmp_path: Path) -> None:
+    for act, norm, depth in itertools.product(("relu", "sigmoid"), ("none", "batch"), (3, 20, 40)):
+        arm = f"model.act={act},model.depth={depth},norm={norm}"
+        for seed in range(3):
+            ratio = (2.0 if norm == "batch" else 0.5) ** depth * (1 + seed)
+            write_run(tmp_path, "beyond_depth_gradient", arm, seed, [0.1], tree(arm), summary={"gradient_ratio": ratio})
+    drawing = drawing_of(tmp_path, "beyond_depth_gradient", "gradients")
+    assert [ax.get_title(loc="left") for ax in drawing.figure.axes] == ["ReLU", "sigmoid"]
+    for ax in drawing.figure.axes:
+        strong = {line.get_color(): line for line in ax.lines if line.get_linestyle() == "-" and len(line.get_xdata())}
+        assert list(strong[figures.BLUE].get_ydata()) == pytest.approx([2 * 2.0**depth for depth in (3, 20, 40)])
+        assert list(strong[figures.VERMILLION].get_ydata()) == pytest.approx([2 * 0.5**depth for depth in (3, 20, 40)])
+    assert len(drawing.frame) == 2 * 2 * 3 * 3
 
 
 # What a study's question is drawn as.

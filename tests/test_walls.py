@@ -31,7 +31,19 @@ ALLOWED = {
     "figures": {"figures", "records", "metrics", "stats", "claims", "ledger"},
 }
 # The figures' own modules, each importing none but those before it.
-DRAWERS = ("style", "frames", "paths", "outcomes", "files", "general", "particular", "studies", "__init__", "__main__")
+DRAWERS = (
+    "style",
+    "frames",
+    "paths",
+    "outcomes",
+    "files",
+    "general",
+    "particular",
+    "beyond",
+    "studies",
+    "__init__",
+    "__main__",
+)
 READERS = (
     "records",
     "metrics",

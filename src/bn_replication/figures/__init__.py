@@ -1,9 +1,9 @@
 """Figures: tidy frames of records on matplotlib axes, in one style, each with the numbers it was drawn from.
 
 :mod:`style` says how things look; :mod:`frames` makes tidy tables of records; :mod:`paths` and :mod:`outcomes` draw
-them on axes, over training and at its end; :mod:`files` holds and writes a finished figure; :mod:`general` and
-:mod:`particular` lay out whole ones; :mod:`studies` decides which of them a study's records can feed. Each imports
-only those named before it. ``python -m bn_replication.figures`` draws every figure.
+them on axes, over training and at its end; :mod:`files` holds and writes a finished figure; :mod:`general`,
+:mod:`particular` and :mod:`beyond` lay out whole ones; :mod:`studies` decides which of them a study's records can
+feed. Each imports only those named before it. ``python -m bn_replication.figures`` draws every figure.
 """
 
 from bn_replication.figures.files import Drawing, render, save

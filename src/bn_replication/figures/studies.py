@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from bn_replication.figures.beyond import draw_gradient_ratio, draw_landscape
 from bn_replication.figures.files import Drawing
 from bn_replication.figures.frames import accuracy, questions, swept, trained
 from bn_replication.figures.general import draw_curves, draw_depth, draw_ends, draw_layers, draw_response, draw_slopes
@@ -37,6 +38,8 @@ def draw_study(runs: Frame, ledger: Mapping[str, Entry] | None = None, without: 
     curves, activations = load_curves(runs), load_activations(runs)
     entries = questions(runs, load_ledger() if ledger is None else ledger)
     drawings: list[Drawing | None] = [
+        draw_landscape(runs, curves),
+        draw_gradient_ratio(runs),
         draw_linear_shares(runs, activations),
         draw_jacobians(runs, activations),
         draw_statistics(runs, entries),
