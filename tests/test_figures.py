@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import re
@@ -353,12 +354,53 @@ def test_saved_figures_are_reproducible_and_come_with_their_numbers(tmp_path: Pa
     assert [p.name for p in one] == [f"{name}.{kind}" for name in ("fig1a", "fig1bc") for kind in ("csv", "png", "svg")]
     assert [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
     svg = (tmp_path / "one" / "fig1a.svg").read_text()
+    assert figures.slim(svg) == svg
     assert "<dc:date>" not in svg
     assert "test accuracy" in svg  # text is text
     assert not re.search(r'd="[^"]*\d\.\d{3}', svg)  # coordinates are short ...
     assert "0.75" in svg  # ... and tick labels whole
     table = pd.read_csv(tmp_path / "one" / "fig1a.csv")
     assert table.query("arm == 'norm=batch' and step == 400")["median"].item() == 0.9805
+
+
+def places(svg: str) -> list[tuple[list[str], list[float]]]:
+    """Return of each path its commands, those that only repeat the last left out, and its numbers."""
+    found = []
+    for data in re.findall(r' d="([^"]*)"', svg):
+        commands = "".join(re.findall("[A-Za-z]", data))
+        found.append(
+            (re.findall(r"[A-Za-z]", re.sub(r"(?<=M)L+|(?<=L)L+", "", commands)), re.findall(r"-?[\d.]+", data))
+        )
+    return [(commands, [float(number) for number in numbers]) for commands, numbers in found]
+
+
+def test_a_slim_figure_says_the_same_in_half_the_bytes(tmp_path: Path) -> None:
+    figure_2(tmp_path)
+    drawing = drawing_of(tmp_path, "fig2_inception", "fig2")
+    buffer = io.StringIO()
+    figures.styled(drawing.figure.savefig)(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    whole = buffer.getvalue()
+    slim = figures.slim(whole)
+    assert len(slim) < 0.6 * len(whole)
+    assert figures.slim(slim) == slim
+    assert re.findall(r">([^<>]*\S[^<>]*)</text>", slim) == re.findall(r">([^<>]*\S[^<>]*)</text>", whole)
+    for (commands, numbers), (asked, exact) in zip(places(slim), places(whole), strict=True):
+        assert commands == asked
+        assert numbers == pytest.approx(exact, abs=0.0501)
+    # Every element keeps its style: what its class says is what stood there.
+    rules = dict(re.findall(r"\.(s[0-9a-f]{8})\{([^}]*)\}", slim))
+    body = whole.partition("</style>")[2]
+    styled = [re.sub(r"(?<=[:;]) ", "", style) for style in re.findall(r' style="([^"]*)"', body)]
+    assert [rules[name] for name in re.findall(r' class="([^"]*)"', slim)] == styled
+
+
+def test_a_page_of_figures_has_each_rule_once(tmp_path: Path) -> None:
+    figure_2(tmp_path)
+    svg = figures.render(drawing_of(tmp_path, "fig2_inception", "fig2").figure).decode()
+    page = figures.one_style(f"<style>p {{}}</style>{svg}<p>{svg}")
+    assert page.count("<style") == 1
+    for name in set(re.findall(r' class="([^"]*)"', svg)):
+        assert page.count(f".{name}{{") == 1
 
 
 def test_a_large_table_is_packed_and_reads_the_same(tmp_path: Path) -> None:

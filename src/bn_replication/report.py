@@ -179,15 +179,11 @@ def effect_svg(
 
 def inline(svg: bytes, key: str, label: str) -> Markup:
     """Return an SVG as an element of the page: identifiers made unique, and a name for those who cannot see it."""
-    text = svg.decode()
+    text = figures.slim(svg.decode())
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    used = set(re.findall(r'(?:xlink:href="#|url\(#)([^")]+)', text))
-    text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
     unique = f"{zlib.crc32(key.encode()):x}"
     for before in (' id="', 'xlink:href="#', "url(#"):
         text = text.replace(before, f"{before}i{unique}-")
-    text = _slim(text)
     # Its own size is for paper; on the page the style sheet sets the width.
     width = float(re.search(r'width="([\d.]+)pt"', text)[1])  # type: ignore[index]
     text = re.sub(r'(<svg[^>]*?) height="[\d.]+pt"', r"\1", text, count=1)
@@ -197,18 +193,6 @@ def inline(svg: bytes, key: str, label: str) -> Markup:
     )
     text = re.sub(r'^<svg(.*?) width="[\d.]+pt"', lambda match: head + Markup(match[1]), text, count=1, flags=re.DOTALL)
     return Markup(text)
-
-
-def _slim(svg: str) -> str:
-    """Return an SVG without what matplotlib adds and this page does not use: half of its bytes, none of its ink."""
-    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r">\s+<", "><", svg)
-    svg = re.sub(r' transform="rotate\(-?0 [^)]*\)"', "", svg)
-    svg = re.sub(r" font-family: [^;\"]*;", "", svg)  # the style sheet sets the page's own
-    found = 1
-    while found:  # groups that say nothing, from within
-        svg, found = re.subn(r"<g>((?:(?!</?g[ >]).)*)</g>", r"\1", svg, flags=re.DOTALL)
-    return svg
 
 
 def curves_data(runs: Frame) -> dict[str, Any] | None:
@@ -577,7 +561,7 @@ def page(roots: Sequence[Path] = ROOTS, ledger_path: Path = LEDGER, beside: Path
         source.key: pd.Series([v.verdict for v in source.verdicts.values()]).value_counts().to_dict()
         for source in found
     }
-    return environment.get_template("report.html.j2").render(
+    text = environment.get_template("report.html.j2").render(
         sources=found,
         missing=[source for source in every if source.runs.empty],
         counts=counts,
@@ -596,6 +580,7 @@ def page(roots: Sequence[Path] = ROOTS, ledger_path: Path = LEDGER, beside: Path
         bundle=packed(bundle),
         icon=base64.b64encode(_ICON).decode(),
     )
+    return figures.one_style(text)
 
 
 _ICON = (

@@ -6,7 +6,7 @@ them on axes, over training and at its end; :mod:`files` holds and writes a fini
 feed. Each imports only those named before it. ``python -m bn_replication.figures`` draws every figure.
 """
 
-from bn_replication.figures.files import Drawing, render, save
+from bn_replication.figures.files import Drawing, one_style, render, save, slim
 from bn_replication.figures.frames import (
     axes_of,
     ends,
@@ -74,11 +74,13 @@ __all__ = [
     "layer_bands",
     "learning_curves",
     "looks",
+    "one_style",
     "render",
     "response",
     "save",
     "short",
     "sigmoid_inputs",
+    "slim",
     "speed_at_best_rates",
     "steps_to_plain_best",
     "styled",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +40,71 @@ def render(figure: Figure, kind: str = "svg") -> bytes:
     if kind != "svg":
         return buffer.getvalue()
 
-    def shorten(tag: re.Match[bytes]) -> bytes:
-        return re.sub(rb"\d+\.\d{3,}", lambda number: b"%.2f" % float(number[0]), tag[0])
+    return slim(buffer.getvalue().decode()).encode()
 
-    # A hundredth of a point is finer than any printer, and half the bytes. In tags only: text stays.
-    return re.sub(rb"<[^>]*>", shorten, buffer.getvalue())
+
+def slim(svg: str) -> str:
+    """Return an SVG of matplotlib's without what it says twice or to nobody: a third of the bytes, the same ink.
+
+    Numbers keep a hundredth of a point, and the points of lines a tenth, which is finer than a printer's dot. What many
+    elements are styled by is a class, named by what it says: figures on one page share them (:func:`one_style`).
+    """
+    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r">\s+<", "><", svg)
+    used = set(re.findall(r'(?:xlink:href="#|url\(#)([^")]+)', svg))
+    svg = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", svg)
+    svg = re.sub(r' transform="rotate\(-?0 [^)]*\)"', "", svg)
+    svg = re.sub(r'(?<= d=")[^"]*', lambda match: _path(match[0]), svg)
+    # In tags only: text stays as it is.
+    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"\d+\.\d{3,}", lambda n: _number(n[0], 2), tag[0]), svg)
+    found = 1
+    while found:  # groups that say nothing, from within
+        svg, found = re.subn(r"<g>((?:(?!</?g[ >]).)*)</g>", r"\1", svg, flags=re.DOTALL)
+    rules: dict[str, str] = {}
+
+    def classed(match: re.Match[str]) -> str:
+        said = re.sub(r"(?<=[:;]) ", "", match[1])
+        name = f"s{zlib.crc32(said.encode()):08x}"
+        rules[name] = f".{name}{{{said}}}"
+        return f' class="{name}"'
+
+    head, tag, body = svg.partition("</style>")
+    if not tag:
+        return svg
+    body = re.sub(r' style="([^"]*)"', classed, body)
+    return f"{head}{''.join(sorted(rules.values()))}{tag}{body}"
+
+
+def one_style(page: str) -> str:
+    """Return an HTML page in which the rules of all its slim SVGs stand once, at the end of its first style sheet."""
+    rules: dict[str, None] = {}
+
+    def collected(match: re.Match[str]) -> str:
+        rules.update(dict.fromkeys(re.findall(r"[^{}]+\{[^{}]*\}", match[1])))
+        return ""
+
+    page = re.sub(r'<style type="text/css">(.*?)</style>', collected, page, flags=re.DOTALL)
+    return page.replace("</style>", "".join(rules) + "</style>", 1)
+
+
+def _path(data: str) -> str:
+    """Return the data of a path without what may be left out, the points of one without curves at a tenth."""
+    places = 2 if re.search("[A-KN-Z]", data) else 1  # markers are drawn by curves
+    parts: list[str] = []
+    command = ""
+    for token in re.findall(r"[A-Za-z]|[-+.\d]+(?:e[-+]?\d+)?", data):
+        if token.isalpha():
+            if not (token == "L" and command in ("M", "L")):  # which L's points are
+                parts.append(token)
+            command = token
+        else:
+            parts.append(_number(token, places))
+    return re.sub(r" ?([A-Za-z]) ?", r"\1", " ".join(parts))
+
+
+def _number(text: str, places: int) -> str:
+    short = f"{float(text):.{places}f}".rstrip("0").rstrip(".")
+    return "0" if short in ("", "-", "-0") else short
 
 
 def save(drawing: Drawing, directory: Path, kinds: Sequence[str] = ("svg", "png")) -> None:
