@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import itertools
 import json
@@ -16,6 +17,7 @@ import pandas as pd
 import pytest
 import yaml
 from matplotlib.figure import Figure
+from PIL import Image
 from tests.conftest import Compose
 
 from bn_replication import figures, metrics, records, stats
@@ -392,6 +394,23 @@ def test_a_slim_figure_says_the_same_in_half_the_bytes(tmp_path: Path) -> None:
     body = whole.partition("</style>")[2]
     styled = [re.sub(r"(?<=[:;]) ", "", style) for style in re.findall(r' style="([^"]*)"', body)]
     assert [rules[name] for name in re.findall(r' class="([^"]*)"', slim)] == styled
+
+
+def test_a_map_keeps_its_colours_in_fewer_bytes(tmp_path: Path) -> None:
+    for norm in ("none", "batch"):
+        write_run(tmp_path, "fig1_mnist", f"norm={norm}", 0, [0.1, 0.5], probes=4)
+    drawing = drawing_of(tmp_path, "fig1_mnist", "depth")
+    buffer = io.StringIO()
+    figures.styled(drawing.figure.savefig)(buffer, format="svg")
+    whole = buffer.getvalue()
+    pictures = []
+    for svg in (whole, figures.slim(whole)):
+        coded = re.findall(r'data:image/png;base64,([^"]*)"', svg)
+        pictures.append([Image.open(io.BytesIO(base64.b64decode(text))) for text in coded])
+    assert pictures[1]
+    for before, after in zip(*pictures, strict=True):
+        assert after.mode == "P"
+        assert np.array_equal(np.asarray(before), np.asarray(after.convert("RGBA")))
 
 
 def test_a_page_of_figures_has_each_rule_once(tmp_path: Path) -> None:

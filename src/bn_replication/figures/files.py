@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
 import re
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from bn_replication.figures.style import Frame, styled
 from bn_replication.records import atomic_write
@@ -48,6 +51,7 @@ def slim(svg: str) -> str:
 
     Numbers keep a hundredth of a point, and the points of lines a tenth, which is finer than a printer's dot. What many
     elements are styled by is a class, named by what it says: figures on one page share them (:func:`one_style`).
+    Pictures of few colours get a palette.
     """
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r">\s+<", "><", svg)
@@ -57,6 +61,7 @@ def slim(svg: str) -> str:
     svg = re.sub(r'(?<= d=")[^"]*', lambda match: _path(match[0]), svg)
     # In tags only: text stays as it is.
     svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"\d+\.\d{3,}", lambda n: _number(n[0], 2), tag[0]), svg)
+    svg = re.sub(r"(?<=data:image/png;base64,)[^\"]*", lambda match: _picture(match[0]), svg)
     found = 1
     while found:  # groups that say nothing, from within
         svg, found = re.subn(r"<g>((?:(?!</?g[ >]).)*)</g>", r"\1", svg, flags=re.DOTALL)
@@ -85,6 +90,18 @@ def one_style(page: str) -> str:
 
     page = re.sub(r'<style type="text/css">(.*?)</style>', collected, page, flags=re.DOTALL)
     return page.replace("</style>", "".join(rules) + "</style>", 1)
+
+
+def _picture(encoded: str) -> str:
+    """Return a PNG, base64 both ways, as one with a palette where it has at most 256 colours, all opaque."""
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGBA"))
+    colours, places = np.unique(pixels.reshape(-1, 4), axis=0, return_inverse=True)
+    if len(colours) > 256 or (colours[:, 3] < 255).any():
+        return encoded
+    picture, buffer = Image.fromarray(places.reshape(pixels.shape[:2]).astype(np.uint8)), io.BytesIO()
+    picture.putpalette(colours[:, :3].astype(np.uint8).tobytes())
+    picture.save(buffer, "png", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _path(data: str) -> str:

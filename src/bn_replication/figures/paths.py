@@ -215,7 +215,7 @@ def layer_band(ax: Axes, bands: Frame, look: Look) -> None:
     steps_axis(ax, log=True)
 
 
-def depth_map(ax: Axes, bands: Frame, column: str, norm: colors.Normalize, cmap: str) -> None:
+def depth_map(ax: Axes, bands: Frame, column: str, norm: colors.Normalize, cmap: colors.Colormap) -> None:
     """Draw ``column`` of every layer (input at the top) over the probes (columns)."""
     table = bands.pivot_table(index="depth", columns="step", values=column, aggfunc="median")
     # One pixel a cell, enlarged by whoever shows it: a hundredth of the bytes of a drawn mesh.
