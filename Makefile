@@ -85,7 +85,7 @@ test-faults: setup ## kill, starve and interrupt the real program (some minutes)
 test-mutants: setup ## plant known faults in a copy of the package and show what caught each
 	@$(PY) tests/mutants/run.py
 
-ablations: setup ## run every ablation study (four to five hours on two cores; goes on where it stopped)
+ablations: setup ## run every ablation study (some five hours on two cores; goes on where it stopped)
 	@for study in $(filter ablation_%,$(STUDIES)); do $(MAKE) --no-print-directory $$study || failed=1; done; exit $${failed:-0}
 
 beyond: setup ## run every study of what the field asked after the paper (about an hour on two cores; goes on where it stopped)
