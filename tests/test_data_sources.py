@@ -55,12 +55,12 @@ def fill(folder: Path, **changed: bytes) -> Path:
     return folder
 
 
+def refuse(dataset: Dataset, scratch: Path) -> Path:
+    raise SourceError("not in this test")
+
+
 def no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the given directory as the only source: the downloads have tests of their own."""
-
-    def refuse(dataset: Dataset, scratch: Path) -> Path:
-        raise SourceError("not in this test")
-
     monkeypatch.setattr(sources, "download_torchvision", refuse)
     monkeypatch.setattr(sources, "download_package", refuse)
 
@@ -349,6 +349,7 @@ def test_a_download_of_other_bytes_or_cut_off_is_refused_and_leaves_nothing(
     tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: bytes, sent: float, says: str
 ) -> None:
     """As a run asks for data: the line to the mirror goes dead, or it serves what was not published."""
+    monkeypatch.setattr(sources, "download_torchvision", refuse)
     monkeypatch.setattr(Registry, "tarball", package(images))
     monkeypatch.setattr(Registry, "sent", sent)
     monkeypatch.setenv("no_proxy", "127.0.0.1")

@@ -66,9 +66,18 @@ def test_where_a_study_stands(tmp_path: Path) -> None:
 
 def test_a_study_without_records_of_its_own_is_timed_by_its_kind_of_net(tmp_path: Path) -> None:
     row = {"study": "other", "arm": "a", "scale": "laptop", "status": "completed", "seconds": 10.0, "steps": 100}
+    row |= {"choice.model": "inception"}
     job = status.Job("mine", "b", 0, 200, "inception")
-    assert status._expected(job, "laptop", pd.DataFrame([row | {"choice.model": "inception"}])) == 20
-    assert status._expected(job, "laptop", pd.DataFrame([row | {"choice.model": "mlp"}])) is None
+
+    def expected(*rows: dict[str, object]) -> float | None:
+        return status._expected(job, status._timed("laptop", pd.DataFrame(list(rows))))
+
+    assert expected(row) == 20
+    assert expected(row | {"choice.model": "mlp"}) is None
+    assert expected(row | {"scale": "gpu"}, row | {"status": "diverged"}) is None
+    assert expected() is None
+    # A run of one step is nearly all set-up: it says little of one of many.
+    assert expected(row, row | {"steps": 1, "seconds": 2.0}, row | {"steps": 1, "seconds": 3.0}) == 20
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

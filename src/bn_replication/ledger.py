@@ -216,7 +216,10 @@ class Entry(_Strict):
         return low, math.inf if edges.below is None else edges.below
 
 
-class _UniqueKeys(yaml.SafeLoader):
+_SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's where there is one: a tenth of the time
+
+
+class _UniqueKeys(_SAFE):
     """YAML that refuses a key given twice: the second would silently replace the first rule."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -10,7 +10,9 @@ are. Colours are off where ``NO_COLOR`` is set or the output is no terminal; the
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import pandas as pd
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Transformer
 from omegaconf import DictConfig, OmegaConf
@@ -123,15 +124,15 @@ def _tree(path: Path, scale: str) -> DictConfig:
     scales = sorted(file.stem for file in (CONFIGS / "scale").glob("*.yaml"))
     if scale not in scales:
         raise UserError(f"found scale '{scale}', expected one of {', '.join(scales)}{nearest(scale, scales)}")
-    head = {"scale": OmegaConf.load(CONFIGS / "scale" / f"{scale}.yaml")}
-    merged = OmegaConf.merge(head, OmegaConf.load(CONFIGS / "train.yaml"), *_parts(path))
+    head = {"scale": _load(CONFIGS / "scale" / f"{scale}.yaml")}
+    merged = OmegaConf.merge(head, _load(CONFIGS / "train.yaml"), *_parts(path))
     assert isinstance(merged, DictConfig)
     return merged
 
 
 def _parts(path: Path) -> Iterator[Any]:
     """Yield what a study's file is laid upon, the farthest first: another study, a setting and its kind of net."""
-    own = OmegaConf.load(path)
+    own = _load(path)
     for default in OmegaConf.select(own, "defaults") or []:
         if isinstance(default, str) and default != "_self_":
             yield from _parts(path.parent / f"{default}.yaml")
@@ -156,8 +157,19 @@ def _name(tree: DictConfig, key: str, value: Any) -> Any:
     file = CONFIGS / key / f"{value}.yaml"
     if not file.exists():
         return value
+    group = _load(file)
+    plain: Any = OmegaConf.to_container(group, resolve=False)
+    name = plain.get("name", value)
+    if not isinstance(name, str) or "${" not in name:
+        return name
     # Below the scale, to which a name may refer.
-    return OmegaConf.select(OmegaConf.merge({"scale": tree.scale}, OmegaConf.load(file)), "name", default=value)
+    return OmegaConf.select(OmegaConf.merge({"scale": tree.scale}, group), "name", default=value)
+
+
+@functools.cache
+def _load(file: Path) -> Any:
+    """Return a configuration file, read once a process: to be merged, never changed."""
+    return OmegaConf.load(file)
 
 
 # --- where it stands ----------------------------------------------------------------------------------------
@@ -165,9 +177,10 @@ def _name(tree: DictConfig, key: str, value: Any) -> Any:
 
 def state(study: str, scale: str, root: Path, published: Path, runs: Frame, cores: int) -> State:
     """Return where ``study`` stands at ``scale``; ``runs`` are all records that may tell how long a run takes."""
-    wanted, held = jobs(study, scale), _held()
+    wanted, held, timed = jobs(study, scale), _held(), _timed(scale, runs)
     done, running, stopped, failed = 0, [], [], []
     seconds: float | None = 0.0
+    takes: dict[str, float | None] = {}  # a run, by its arm
     for job in wanted:
         place = job.directory(root, scale)
         record = read_run_json(place)
@@ -184,23 +197,34 @@ def state(study: str, scale: str, root: Path, published: Path, runs: Frame, core
                 running.append((job, share))
             else:
                 stopped.append(job)
-        expected = _expected(job, scale, runs)
+        if job.arm not in takes:
+            takes[job.arm] = _expected(job, timed)
+        expected = takes[job.arm]
         seconds = None if seconds is None or expected is None else seconds + (1 - share) * expected
     ready = sum((job.directory(published, scale) / RUN).exists() for job in wanted)
     to_go = None if seconds is None else seconds / max(1, min(cores, len(wanted) - done))
     return State(study, wanted, ready, done, running, stopped, failed, to_go)
 
 
-def _expected(job: Job, scale: str, runs: Frame) -> float | None:
-    """Return the seconds ``job`` will take: the median of the nearest runs of its scale that were timed."""
-    if runs.empty or "steps" not in runs:
-        runs = pd.DataFrame({"study": [], "arm": [], "scale": [], "status": [], "seconds": [], "steps": []})
-    timed = runs[(runs["scale"] == scale) & (runs["status"] == "completed") & (runs["seconds"] > 0)]
+def _timed(scale: str, runs: Frame) -> Frame:
+    """Return of the runs of ``scale`` that ended and were timed what tells how long another takes."""
+    columns = ["study", "arm", "scale", "status", "seconds", "steps", "choice.model"]
+    runs = runs.reindex(columns=columns)
+    return runs[(runs["scale"] == scale) & (runs["status"] == "completed") & (runs["seconds"] > 0)]
+
+
+def _expected(job: Job, timed: Frame) -> float | None:
+    """Return the seconds ``job`` will take: the median of the nearest of the runs that were timed.
+
+    Nearest are those of its arm, then of its study, then of its kind of net, of these the ones with a number of steps
+    most like its own: what a run costs besides its steps is most of a short one.
+    """
     own = timed[timed["study"] == job.study]
     if not job.steps:
         return float(own["seconds"].median()) if len(own) else None
-    kin = timed[timed["choice.model"] == job.model] if "choice.model" in timed else timed.iloc[:0]
-    for near in (own[own["arm"] == job.arm], own, kin):
+    kin = timed[(timed["choice.model"] == job.model) & (timed["steps"] > 0)]
+    apart = (kin["steps"].astype(float) / job.steps).map(math.log).abs()
+    for near in (own[own["arm"] == job.arm], own, kin[apart == apart.min()]):
         if len(near):
             return float((near["seconds"] / near["steps"]).median()) * job.steps
     return None

@@ -20,7 +20,7 @@ from bn_replication.figures.frames import (
     unit_percentiles,
     usable_rates,
 )
-from bn_replication.figures.general import draw_depth, draw_effect, draw_layers, draw_response
+from bn_replication.figures.general import draw_curves, draw_depth, draw_effect, draw_layers, draw_response
 from bn_replication.figures.outcomes import effect, response
 from bn_replication.figures.particular import draw_fig1bc, draw_fig2
 from bn_replication.figures.paths import detached, fig1a, fig2, learning_curves, sigmoid_inputs
@@ -59,6 +59,7 @@ __all__ = [
     "Look",
     "axes_of",
     "detached",
+    "draw_curves",
     "draw_depth",
     "draw_effect",
     "draw_fig1bc",
