@@ -76,11 +76,12 @@ publish: setup ## check the runs in results/runs and promote them to results/pub
 verify: setup ## recompute every verdict and the scoreboard from the published records
 	@$(PY) -m bn_replication.verify
 
-test: setup ## run the tests (no download, three to six minutes)
-	@$(PY) -m pytest -q -n auto
+test: setup ## run the tests (no download, three to four minutes)
+	@$(PY) -m pytest -q -n auto -m "not slow"
 
-test-faults: setup ## kill, starve and interrupt the real program (some minutes)
+test-faults: setup ## kill, starve and interrupt the real program, run the notebooks and a browser (some ten minutes)
 	@$(PY) -m pytest -q tests/faults tests/golden
+	@$(PY) -m pytest -q -n auto -m slow
 
 test-mutants: setup ## plant known faults in a copy of the package and show what caught each
 	@$(PY) tests/mutants/run.py

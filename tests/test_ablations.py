@@ -235,6 +235,7 @@ def test_the_first_layers_gradient_over_the_last_ones(composed: Compose) -> None
     assert record["summary"]["gradient_ratio"] == pytest.approx(rows[0]["gradient"] / rows[-1]["gradient"])
 
 
+@pytest.mark.slow
 def test_measuring_changes_no_number_of_training(composed: Compose) -> None:
     """Everything measured at once, against nothing: the same curve to the bit, and more columns beside."""
     ground = ("setting=inception", "variant=bn_x5_sigmoid", "norm=tracking", "study=t", "steps=2", "evaluate.times=1")

@@ -275,6 +275,7 @@ def test_processes_that_fetch_at_once(tmp_path: Path) -> None:
     assert left_over(tmp_path / "root/tiny") == sorted(CONTENT)
 
 
+@pytest.mark.slow
 def test_no_network_names_the_files_and_what_was_tried(
     tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -294,6 +295,7 @@ def test_no_network_names_the_files_and_what_was_tried(
     assert left_over(tmp_path / "tiny") == []
 
 
+@pytest.mark.slow
 def test_a_download_that_stalls_is_ended_with_its_children(tmp_path: Path) -> None:
     script = "import subprocess as s; p = s.Popen(['sleep', '60']); print(p.pid, file=open('pid', 'w')); p.wait()"
     begin = time.monotonic()

@@ -169,6 +169,7 @@ def test_pairs_that_cannot_be_are_refused(norm: str) -> None:
 WORDS = st.one_of(st.text("{}[]()'\"$:,=\\ \n\t.-+~@/0123456789eEnaifx", max_size=10), st.text(max_size=6))
 
 
+@pytest.mark.slow
 @settings(QUICK, max_examples=10)
 @given(st.sampled_from(KEYS), WORDS)
 def test_whatever_stands_on_the_command_line_it_ends_with_code_2_before_data(key: str, word: str) -> None:

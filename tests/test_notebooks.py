@@ -29,6 +29,7 @@ def test_a_notebook_imports_the_package_and_defines_nothing(path: Path) -> None:
     assert path.read_text() == notebooks.stripped(path.read_text())  # no outputs in git
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", notebooks.find(), ids=NAMES)
 def test_a_notebook_runs_and_its_page_asks_nothing_of_any_network(path: Path) -> None:
     before = path.read_bytes()

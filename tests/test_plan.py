@@ -37,6 +37,7 @@ def measured(study: str, scale: str) -> plan.Net:
         torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_a_plan_is_what_the_sweep_then_runs(tmp_path: Path) -> None:
     """The same study, planned and really launched: runs, steps, rows, images evaluated and bytes."""
     words = ["-m", "experiment=ablation_affine_mnist", "scale=smoke", "wandb=disabled", f"machine.results={tmp_path}"]

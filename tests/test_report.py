@@ -309,6 +309,7 @@ FAINT = r"""() => {
 }"""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(executable() is None, reason="no Chromium on this machine")
 def test_in_a_browser_it_draws_every_chart_every_control_works_and_nobody_is_asked(
     both: tuple[Path, str], tmp_path: Path

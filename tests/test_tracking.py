@@ -189,6 +189,7 @@ def test_a_directory_that_cannot_be_made_is_one_warning(tmp_path: Path, caplog: 
     assert [record.message.partition("(")[0] for record in caplog.records] == ["wandb no longer mirrors this run "]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds wandb's service through /proc")
 @pytest.mark.parametrize(
     ("act", "warning"), [("SIGKILL", "no longer mirrors"), ("SIGSTOP", "has not answered for 1 s")]

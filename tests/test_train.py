@@ -136,11 +136,18 @@ def test_every_file_says_what_it_is_and_carries_its_own_name(path: Path) -> None
 
 
 @pytest.mark.parametrize("study", sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml")))
-@pytest.mark.parametrize("scale", ["smoke", "laptop", "gpu", "paper"])
+@pytest.mark.parametrize("scale", ["laptop", "paper"])  # at smoke every one runs (test_ablations.py)
 def test_every_study_composes_at_every_scale(composed: Compose, study: str, scale: str) -> None:
     cfg, _ = composed(f"experiment={study}", f"scale={scale}")
     assert cfg.study == study
     assert cfg.scale.name == scale
+
+
+def test_every_scale_says_the_same_things() -> None:
+    scales = {path.stem: OmegaConf.load(path) for path in (CONFIGS / "scale").glob("*.yaml")}
+    assert set(scales) == {"smoke", "laptop", "gpu", "paper"}
+    for scale in scales.values():
+        assert set(scale) == set(scales["laptop"])
 
 
 def test_nearest_names_what_was_probably_meant() -> None:
