@@ -49,7 +49,8 @@ def draw_study(runs: Frame, ledger: Mapping[str, Entry] | None = None, without: 
         draw_changes(runs, curves),
     ]
     own = any(drawings)
-    if not own and "units" in activations and swept(runs) is None:
+    few = runs["arm"].nunique() <= 4  # a column each
+    if not own and few and "units" in activations and swept(runs) is None:
         drawings += [draw_fig1a(runs, curves), draw_fig1bc(runs, activations)]
         own = True
     elif "choice.variant" in runs and {"inception", "bn_baseline"} <= set(runs["choice.variant"]):

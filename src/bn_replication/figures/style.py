@@ -62,18 +62,19 @@ class Look:
 VERMILLION, ORANGE, BLUE, SKY, GREEN, PURPLE, GREY = (
     "#D55E00", "#E69F00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#555555"
 )  # fmt: skip
+WINE, OLIVE = "#882255", "#999933"  # Tol's, for norms of neither kind
 NORMS = {
     "none": Look("plain", VERMILLION, "-", "s"),
     "batch": Look("BN", BLUE),
     "reference": Look("BN, our own", BLUE, "--", "D"),
     "batch_no_affine": Look("BN without γ and β", SKY, "-.", "v"),
     "layer": Look("layer norm", PURPLE, "-", "^"),
-    "group": Look("group norm", PURPLE, "--", "P"),
+    "group": Look("group norm", WINE, "--", "P"),
     "detached": Look("statistics detached", GREY, "--", "X"),
     "tracking": Look("BN, statistics kept", BLUE, ":", "h"),
     "per_activation": Look("BN per activation", SKY, "--", "p"),
     "zca": Look("whitened layers", GREEN, "-", "D"),
-    "weight": Look("weight norm", PURPLE, ":", "v"),
+    "weight": Look("weight norm", OLIVE, ":", "v"),
     "noisy": Look("BN with noise", GREEN, "--", "X"),
 }
 VARIANTS = {
