@@ -129,3 +129,9 @@ def test_one_seed_gives_one_net():
 def test_misspelt_placement_is_named():
     with pytest.raises(UserError, match="did you mean 'after'"):
         MLP(placement="aftr")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("depth", [0, -1, 10**9])
+def test_a_depth_that_is_no_net_or_would_fill_the_memory_is_refused(depth: int) -> None:
+    with pytest.raises(UserError, match=f"found model.depth: {depth}, expected 1 to 1000"):
+        MLP(depth=depth)

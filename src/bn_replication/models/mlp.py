@@ -14,6 +14,7 @@ from bn_replication.errors import UserError
 from bn_replication.models.layers import ActLayer, NormLayer, Placement, check_choice, needs_bias
 
 Initialisation = Literal["gaussian", "glorot", "he"]
+DEEPEST = 1000  # layers; more is a slip that would fill the memory before anything is said
 
 
 class MLP(nn.Sequential):
@@ -45,8 +46,8 @@ class MLP(nn.Sequential):
         check_choice("placement", placement, get_args(Placement))
         check_choice("initialisation", initialisation, get_args(Initialisation))
         if depth is not None:
-            if depth < 1 or not hidden:
-                raise UserError(f"found model.depth: {depth}, expected 1 or more, with a width in model.hidden")
+            if not 1 <= depth <= DEEPEST or not hidden:
+                raise UserError(f"found model.depth: {depth}, expected 1 to {DEEPEST}, with a width in model.hidden")
             hidden = [*hidden, *[hidden[-1]] * depth][:depth]
         children: list[tuple[str, nn.Module]] = [("flatten", nn.Flatten())]
         width = in_features
