@@ -52,6 +52,7 @@ MISTAKES = {
     "added unknown key": (["+optimizer.rte=3"], "found unknown key 'optimizer.rte'", "did you mean 'optimizer.rate'?"),
     "unknown group value": (["norm=bach"], "found norm=bach, expected one of batch", "did you mean 'batch'?"),
     "unknown study": (["experiment=fig1_mnst"], "found experiment=fig1_mnst", "did you mean 'fig1_mnist'?"),
+    "number for a group": (["variant=0"], "found variant='0', expected one of", "bn_baseline"),
     "no number": (["seed=abc"], "seed: found 'abc', expected", "command line"),
 }
 

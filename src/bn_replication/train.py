@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +184,27 @@ def main() -> int:
         else:
             print(f"error: {explain(error)}", file=sys.stderr)
         return 2
+    except ValueError as error:  # Hydra's own, of a group that is given a number or a mapping: variant=0
+        if not str(error).startswith("Config group override"):
+            raise
+        print(f"error: {_no_group(sys.argv[1:]) or explain(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _no_group(words: Sequence[str]) -> str | None:
+    """Return what is wrong with the first word that gives a group what is the name of none of its files."""
+    for word in words:
+        key, given, value = word.lstrip("+~").partition("=")
+        group = CONFIGS / key.partition("@")[0]
+        names = sorted(path.stem for path in group.glob("*.yaml")) if key and group.is_dir() else []
+        if given and names and value not in names:
+            return (
+                f"found {key}={value!r}, expected one of {', '.join(names)}{nearest(value, names)}; "
+                "mend it on the command line"
+            )
+    return None
 
 
 def _carry_out_sweep(server: jobs.Server, sweep: progress.Sweep) -> None:
