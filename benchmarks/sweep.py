@@ -112,9 +112,10 @@ def main() -> None:
         "share of a step outside forward, backward, optimiser": (share, "{:.2%}", "<= 3%"),
     }
     for name, (values, form, target) in rows.items():
+        quartiles = statistics.quantiles(values, n=4, method="inclusive")
         # Of many repetitions the middle half, of few all.
-        ends = statistics.quantiles(values, n=4) if len(values) > 8 else [min(values), 0, max(values)]
-        low, middle, high = (form.format(value) for value in (ends[0], statistics.median(values), ends[2]))
+        ends = (quartiles[0], quartiles[2]) if len(values) > 8 else (min(values), max(values))
+        low, middle, high = map(form.format, (ends[0], statistics.median(values), ends[1]))
         print(f"{name:62} median {middle:>6}  [{low}, {high}]   target {target}")
     if options.json:
         numbers = {"sweep_ratio": faster, "overhead_share": share}

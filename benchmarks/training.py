@@ -112,15 +112,13 @@ def overheads(repeat: int, scratch: Path) -> dict[str, list[float]]:
     The share is of the processor's time of this one thread, which another program on the machine does not lengthen.
     """
     shares, fixed = [], []
-    warm = configuration(scratch / "warm", "norm=batch", "steps=1", f"wandb.directory={scratch}", "evaluate.times=1")
-    our_run(warm)
+    again = ["norm=batch", "steps=1", f"wandb.directory={scratch}", "evaluate.times=1"]
+    our_run(configuration(scratch / "warm", *again))
+    # The study's own number of probes and rows in a short run, against the same run without either.
+    short = ["norm=batch", f"steps={configuration(scratch).steps // 10}", "evaluate.times=10"]
     for k in range(repeat):
-        again = ["norm=batch", "steps=1", f"wandb.directory={scratch}", "evaluate.times=1"]
         once = configuration(scratch / f"again{k}", *again)
         fixed.append(timed(lambda cfg=once: our_run(cfg)))
-
-        # The study's own number of probes and rows in a short run, against the same run without either.
-        short = ["norm=batch", f"steps={study_steps() // 10}", "evaluate.times=10"]
         bare = configuration(scratch / f"bare{k}", *short, "probe.enabled=false", "wandb=disabled")
         full = configuration(scratch / f"full{k}", *short, f"wandb.directory={scratch}")
         without = timed(lambda cfg=bare: our_run(cfg), time.process_time)
@@ -128,12 +126,6 @@ def overheads(repeat: int, scratch: Path) -> dict[str, list[float]]:
         # All of the study's probes fall into a tenth of its steps here: a tenth of the difference is its share.
         shares.append((with_both - without) / (10 * without))
     return {"fixed_seconds_of_a_further_run": fixed, "probes_and_logging_share": shares}
-
-
-def study_steps() -> int:
-    """Return the steps of the study itself."""
-    with tempfile.TemporaryDirectory() as scratch:
-        return configuration(Path(scratch)).steps
 
 
 def main() -> None:

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.conftest import tree_of
 from tests.faults.processes import ended, forked
 
 from bn_replication import build, checkpoint, records
 from bn_replication.errors import UserError, nearest
 from bn_replication.runner import STARTED
 from bn_replication.schema import Config, known_keys, validate
-from bn_replication.train import CONFIGS, main, resolved
+from bn_replication.train import main, resolved
 
 QUICK = settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 FEW = settings(QUICK, max_examples=60)
@@ -38,8 +38,7 @@ JUNK = st.one_of(
 
 
 def _composed(*overrides: str) -> dict[str, Any]:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return resolved(compose("train", ["scale=smoke", "wandb=disabled", *overrides]))
+    return resolved(tree_of(("scale=smoke", "wandb=disabled", *overrides)))
 
 
 TREES = {"mnist": _composed("setting=mnist"), "inception": _composed("setting=inception", "variant=bn_x5")}

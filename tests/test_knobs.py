@@ -7,15 +7,14 @@ were to the bit.
 
 from __future__ import annotations
 
-import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from tests.conftest import tree_of
 from torch import Tensor, nn
 
 from bn_replication import build, schedules
@@ -39,16 +38,9 @@ MLP, PLAIN, BN, CROPPED = (
 )
 
 
-@cache
-def ground(words: str) -> dict[str, Any]:
-    overrides = ["scale=smoke", "wandb=disabled", f"steps={STEPS}", *words.split()]
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return resolved(compose("train", overrides=overrides))
-
-
 def config(words: str, **changes: Any) -> Config:
     """Return the configuration of ``words`` with ``changes``: dotted keys, __ for the dot; a group takes a file's."""
-    tree = copy.deepcopy(ground(words))
+    tree = resolved(tree_of(("scale=smoke", "wandb=disabled", f"steps={STEPS}", *words.split())))
     for name, value in changes.items():
         *path, key = name.split("__")
         place = tree

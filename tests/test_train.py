@@ -137,7 +137,9 @@ def test_every_file_says_what_it_is_and_carries_its_own_name(path: Path) -> None
 
 
 @pytest.mark.parametrize("study", sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml")))
-@pytest.mark.parametrize("scale", ["laptop", "paper"])  # at smoke every one runs (test_ablations.py)
+@pytest.mark.parametrize(
+    "scale", ["laptop", "paper", *(pytest.param(other, marks=pytest.mark.slow) for other in ("smoke", "gpu"))]
+)
 def test_every_study_composes_at_every_scale(composed: Compose, study: str, scale: str) -> None:
     cfg, _ = composed(f"experiment={study}", f"scale={scale}")
     assert cfg.study == study

@@ -179,7 +179,7 @@ def effect_svg(
 
 def inline(svg: bytes, key: str, label: str) -> Markup:
     """Return an SVG as an element of the page: identifiers made unique, and a name for those who cannot see it."""
-    text = figures.slim(svg.decode())
+    text = svg.decode()
     text = text[text.index("<svg") :]
     unique = f"{zlib.crc32(key.encode()):x}"
     for before in (' id="', 'xlink:href="#', "url(#"):

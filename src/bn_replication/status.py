@@ -158,12 +158,9 @@ def _name(tree: DictConfig, key: str, value: Any) -> Any:
     if not file.exists():
         return value
     group = _load(file)
-    plain: Any = OmegaConf.to_container(group, resolve=False)
-    name = plain.get("name", value)
-    if not isinstance(name, str) or "${" not in name:
-        return name
-    # Below the scale, to which a name may refer.
-    return OmegaConf.select(OmegaConf.merge({"scale": tree.scale}, group), "name", default=value)
+    if OmegaConf.is_interpolation(group, "name"):  # of the scale, to which a name may refer
+        group = OmegaConf.merge({"scale": tree.scale}, group)
+    return OmegaConf.select(group, "name", default=value)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ _NOT_IN_ARM = ("seed", "scale", "experiment", "study", "tuned", "wandb", "machin
 _sweep: list[jobs.Job] | None = None
 # Seconds for which a process that has failed because another did, or as another did, leaves the word to that one.
 _PATIENCE = 10.0
+# How Hydra's complaint of a group that is given a number or a mapping (variant=0) begins.
+_NO_NAME = "Config group override"
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
@@ -179,32 +181,22 @@ def main() -> int:
                     _carry_out_sweep(server, sweep)
         return sweep.exit_code()
     except (HydraException, OmegaConfBaseException, UserError) as error:
-        if _rank():
-            _after_rank_0(error)
-        else:
-            print(f"error: {explain(error)}", file=sys.stderr)
-        return 2
-    except ValueError as error:  # Hydra's own, of a group that is given a number or a mapping: variant=0
-        if not str(error).startswith("Config group override"):
+        return _refused(error)
+    except ValueError as error:
+        if not str(error).startswith(_NO_NAME):
             raise
-        print(f"error: {_no_group(sys.argv[1:]) or explain(error)}", file=sys.stderr)
-        return 2
+        return _refused(error)
     except KeyboardInterrupt:
         return 130
 
 
-def _no_group(words: Sequence[str]) -> str | None:
-    """Return what is wrong with the first word that gives a group what is the name of none of its files."""
-    for word in words:
-        key, given, value = word.lstrip("+~").partition("=")
-        group = CONFIGS / key.partition("@")[0]
-        names = sorted(path.stem for path in group.glob("*.yaml")) if key and group.is_dir() else []
-        if given and names and value not in names:
-            return (
-                f"found {key}={value!r}, expected one of {', '.join(names)}{nearest(value, names)}; "
-                "mend it on the command line"
-            )
-    return None
+def _refused(error: Exception) -> int:
+    """Tell a mistake of the user's in a line, once however many replicas there are, and return its exit code."""
+    if _rank():
+        _after_rank_0(error)
+    else:
+        print(f"error: {explain(error)}", file=sys.stderr)
+    return 2
 
 
 def _carry_out_sweep(server: jobs.Server, sweep: progress.Sweep) -> None:
@@ -236,12 +228,25 @@ def explain(error: Exception) -> str:
     if match := re.search(r"Could not (?:find|load) 'hydra/launcher/(submitit_\w+)'", text):
         return f"found no launcher {match[1]}, expected hydra-submitit-launcher; pip install -e '.[slurm]' has it"
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
-        names = [path.stem for path in (CONFIGS / match[1]).glob("*.yaml")]
-        return (
-            f"found {match[1]}={match[2]}, expected one of {', '.join(sorted(names))}"
-            f"{nearest(match[2], names)}; mend it on the command line"
-        )
+        return f"found {match[1]}={match[2]}, {_expected_of(match[1], match[2])}"
+    if text.startswith(_NO_NAME):  # says neither which group nor what it was given
+        for word in sys.argv[1:]:
+            key, given, value = word.lstrip("+~").partition("=")
+            names = _files_of(key)
+            if given and names and value not in names:
+                return f"found {key}={value!r}, {_expected_of(key, value)}"
     return text
+
+
+def _files_of(group: str) -> list[str]:
+    """Return the names that ``group`` (norm, or norm@last_norm) may be given; none if it is no group of configs/."""
+    folder = CONFIGS / group.partition("@")[0]
+    return sorted(path.stem for path in folder.glob("*.yaml")) if group else []
+
+
+def _expected_of(group: str, value: str) -> str:
+    names = _files_of(group)
+    return f"expected one of {', '.join(names)}{nearest(value, names)}; mend it on the command line"
 
 
 def _all_keys() -> list[str]:

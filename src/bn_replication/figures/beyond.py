@@ -12,7 +12,7 @@ from matplotlib.ticker import NullLocator
 from bn_replication.figures.files import Drawing
 from bn_replication.figures.outcomes import key_to
 from bn_replication.figures.paths import learning_curves, where_diverged
-from bn_replication.figures.style import AXES, BAND, Frame, Look, looks, plain_log, spoken, styled
+from bn_replication.figures.style import AXES, BAND, Frame, in_order, look_of, looks, plain_log, spoken, styled
 
 LANDSCAPE = {
     "landscape_loss_range": "range of the loss, nats",
@@ -53,13 +53,12 @@ def draw_gradient_ratio(runs: Frame) -> Drawing | None:
     acts = sorted(set(runs["model.act"]))
     figure = Figure(figsize=(6.8 if len(acts) > 1 else 4.4, 3.2))
     grid = figure.subplots(1, len(acts), squeeze=False)[0]  # orders of magnitude apart: each has its own axis
-    depths, lines, frames = sorted(set(runs["model.depth"])), {}, []
+    runs = runs.assign(line=[look_of(row) for _, row in runs.iterrows()])
+    depths, lines, frames = sorted(set(runs["model.depth"])), in_order(runs["line"]), []
     for ax, act in zip(grid, acts, strict=True):
         own = runs[runs["model.act"] == act]
-        for norm in sorted(set(own["choice.norm"]), reverse=True):  # plain first
-            part = own[own["choice.norm"] == norm]
-            look: Look = looks(part.assign(arm=f"norm={norm}"))[f"norm={norm}"]
-            lines[look.label] = look
+        for look in lines:
+            part = own[own["line"] == look]
             ax.plot(
                 part["model.depth"], part[column], look.marker,
                 color=look.colour, markersize=4, alpha=0.5, markeredgewidth=0,
@@ -73,7 +72,7 @@ def draw_gradient_ratio(runs: Frame) -> Drawing | None:
         plain_log(ax.yaxis, *ax.get_ylim())
         frames.append(own[["model.act", "choice.norm", "model.depth", "seed", column]])
     grid[0].set_ylabel("gradient, first layer's / last hidden one's")
-    key_to(figure, list(lines.values()), runs)
+    key_to(figure, lines, runs)
     table = pd.concat(frames).sort_values(["model.act", "choice.norm", "model.depth", "seed"])
     return Drawing(
         "gradients",
