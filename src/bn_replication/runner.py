@@ -205,6 +205,7 @@ class _Run:
                 meter=self.meter,
                 on_step=self._on_step,
                 precision=getattr(torch, cfg.precision),
+                record=cfg.machine.cuda_graph,
                 world=self.world,
             )
             self.world.average(self.model)

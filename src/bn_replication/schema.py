@@ -207,6 +207,7 @@ class Machine(Section):
 
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]
     threads: Annotated[Whole, Field(ge=1, le=1024)]
+    cuda_graph: bool
     results: Place
     checkpoint_every: Count
     jobs: Whole
