@@ -46,14 +46,14 @@ def test_a_published_run_says_what_the_run_said_in_less_room(place: Path) -> Non
     before, after = (list(records.read_rows(path / "activations.jsonl")) for path in (source, target))
     assert len(before) == len(after)
     for old, new in zip(before, after, strict=True):
-        assert new["percentiles"] == pytest.approx(old["percentiles"], rel=1e-3)
+        assert new["percentiles"] == pytest.approx(old["percentiles"], rel=1e-2)
         assert new.get("units") == old.get("units")
     assert before[1]["mean"] == 1.0123456789
-    assert after[1]["mean"] == 1.012
+    assert after[1]["mean"] == 1.01
     record = records.read_run_json(target)
     assert record is not None
     assert record["published"]["from"] == json.loads((source / "run.json").read_text())["files"]
-    assert records.digest(target / "activations.jsonl.gz") == record["files"]["activations.jsonl"]
+    assert records.digest(target / "activations.jsonl.xz") == record["files"]["activations.jsonl"]
 
 
 def test_histograms_stay_with_the_lowest_seed_of_an_arm(place: Path) -> None:
@@ -198,3 +198,47 @@ def test_what_follows_from_the_records_is_written_with_them(place: Path) -> None
     assert (place / "README.md").read_text().startswith("before\n")
     assert verify.altered_records(published) == []
     assert verify.different_pages(published, place / "README.md", load_ledger()) == []
+
+
+def test_units_stay_where_a_claim_reads_them_and_else_with_the_lowest_seed(tmp_path: Path) -> None:
+    for study in ("fig1_mnist", "sensitivity_mnist", "ablation_affine_mnist"):
+        for seed in (1, 2):
+            noisy(write_run(tmp_path / "runs", study, "norm=batch", seed, [0.1, 0.2]), snapshots=2, layers=2, units=3)
+    publish.publish(tmp_path / "runs", tmp_path / "published")
+    kept = {}
+    for directory in records.run_directories(tmp_path / "published"):
+        rows = list(records.read_rows(directory / "activations.jsonl"))
+        record = records.read_run_json(directory)
+        assert record is not None
+        kept[directory.parts[-3], record["seed"]] = any("units" in row for row in rows)
+        assert record["published"]["units"] is kept[directory.parts[-3], record["seed"]]
+    assert [study for study, whole in kept.items() if not whole] == [("ablation_affine_mnist", 2)]
+
+
+def test_what_is_published_can_be_compacted_anew(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(publish, "DIGITS", 6)
+        older.setattr(publish, "claimed_units", lambda study: True)
+        for seed in range(2):
+            more = {"units": 5, "probes": 4, "layers": 3}
+            write_run(place / "runs", "ablation_affine_mnist", "norm=batch", seed, [0.1, 0.5], **more)
+        promoted(place)
+    before = {path: list(records.read_rows(path / "activations.jsonl")) for path in
+              records.run_directories(place / "published")}  # fmt: skip
+    assert run(place, "--again") == 0
+    for directory, rows in before.items():
+        record = records.read_run_json(directory)
+        assert record is not None
+        now = list(records.read_rows(directory / "activations.jsonl"))
+        dropped = "units" in rows[-1] and directory.parts[-3] == "ablation_affine_mnist" and directory.name == "seed=1"
+        for old, new in zip(rows, now, strict=True):
+            assert new.get("histogram") == old.get("histogram")
+            assert new["mean"] == publish.rounded(old["mean"])
+            assert new.get("units") == (None if dropped else publish.rounded(old.get("units")))
+        assert record["published"]["digits"] == 3 or now == rows
+    assert verify.altered_records(place / "published") == []
+    # It is the same run still: publishing it once more leaves it as it stands.
+    first = tree(place / "published")
+    assert promoted(place) == ["unchanged"] * len(before)
+    assert publish.again(place / "published") == 0
+    assert tree(place / "published") == first

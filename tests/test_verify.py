@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
+import lzma
 import shutil
 import subprocess
 import sys
@@ -50,7 +50,7 @@ class House:
             write(self.published, "study", "norm=none", seed, climb(0.5, 800), rules=rules, units=units)
             write(self.published, "study", "norm=batch", seed, climb(0.6 + seed / 100, 800), rules=rules)
         packed = self.run / "activations.jsonl"
-        packed.with_name("activations.jsonl.gz").write_bytes(gzip.compress(packed.read_bytes()))
+        packed.with_name("activations.jsonl.xz").write_bytes(lzma.compress(packed.read_bytes()))
         packed.unlink()
 
     @property
@@ -95,12 +95,12 @@ def flip_curve(house: House) -> None:
 
 
 def flip_probe(house: House) -> None:
-    path = house.run / "activations.jsonl.gz"
-    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()).replace(b"5.0", b"6.0", 1)))
+    path = house.run / "activations.jsonl.xz"
+    path.write_bytes(lzma.compress(lzma.decompress(path.read_bytes()).replace(b"5.0", b"6.0", 1)))
 
 
 def break_archive(house: House) -> None:
-    path = house.run / "activations.jsonl.gz"
+    path = house.run / "activations.jsonl.xz"
     path.write_bytes(path.read_bytes()[:-9])
 
 

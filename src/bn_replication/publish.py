@@ -1,19 +1,20 @@
 """Promote runs to the committed records: ``python -m bn_replication.publish [STUDY ...]``.
 
 A run is checked (its record is whole, its files are the ones it signed, it did not fail) and compacted to at
-most 100 kB: the curve is copied to the byte; activations are rounded to 4 significant digits and packed;
+most 100 kB: the curve is copied to the byte; activations are rounded to 3 significant digits and packed;
 histograms become parts per thousand and stay with one seed an arm, the lowest, at every probe or, where that
-is too much, at every second, fourth or eighth. What was done is written into the published ``run.json`` under
+is too much, at every second, fourth or eighth; the percentiles of single units stay where a claim reads them, and
+elsewhere with that one seed. What was done is written into the published ``run.json`` under
 ``published``, with the digests of the files as the run wrote them. A run that is published already is left as
 it stands; one that differs is refused. Nothing is written unless every run asked for passes. Figures,
-verdicts and the README's scoreboard follow.
+verdicts and the README's scoreboard follow. ``--again`` compacts what is published anew, where an older version of
+this file kept more.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import gzip
 import json
 import os
 import shutil
@@ -29,12 +30,15 @@ from bn_replication.errors import UserError, nearest, one_line
 from bn_replication.ledger import load_ledger
 from bn_replication.records import (
     ACTIVATIONS,
+    PACKED,
     RUN,
     STATUSES,
+    as_written_or_packed,
     atomic_write,
     digest,
     json_line,
     load_runs,
+    pack,
     read_rows,
     read_run_json,
     run_directories,
@@ -43,7 +47,7 @@ from bn_replication.records import (
 from bn_replication.scoreboard import with_scoreboard
 
 LIMIT = 100_000  # bytes a published run takes
-DIGITS = 4
+DIGITS = 3
 _KEYS = (
     "study",
     "arm",
@@ -101,7 +105,7 @@ def check(directory: Path, failed: bool = False) -> dict[str, Any]:
     if record["status"] == "failed" and not failed:
         raise UserError(f"{directory}: found a failed run, expected one that ended; run it again or give --failed")
     for name, signed in record["files"].items():
-        path = next((path for path in (directory / name, directory / f"{name}.gz") if path.exists()), None)
+        path = as_written_or_packed(directory / name)
         if path is None or digest(path) != signed:
             found = "no file" if path is None else "another content"
             raise UserError(
@@ -117,16 +121,17 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
-def compact(rows: Iterable[dict[str, Any]], every: int) -> bytes:
+def compact(rows: Iterable[dict[str, Any]], every: int, units: bool = True) -> bytes:
     """Return activation records as JSON lines, rounded, with histograms at every ``every``-th probe only (0:
-    none).
+    none), and with the percentiles of single units or without.
 
     A histogram becomes whole parts per thousand of what it counted.
     """
+    left_out = {"histogram"} if units else {"histogram", "units"}
     lines, seen = [], {}
     for row in rows:
         probe = seen.setdefault(row["step"], len(seen))
-        slim = {key: rounded(value) for key, value in row.items() if key != "histogram"}
+        slim = {key: rounded(value) for key, value in row.items() if key not in left_out}
         counts = row.get("histogram")
         if counts and every and probe % every == 0:
             total = sum(counts) or 1
@@ -135,22 +140,30 @@ def compact(rows: Iterable[dict[str, Any]], every: int) -> bytes:
     return "".join(lines).encode()
 
 
-def prepare(source: Path, target: Path, record: dict[str, Any], histograms: bool) -> Promotion:
-    """Return a checked run as it will be published, or raise :class:`UserError` if it does not fit."""
+def claimed_units(study: str) -> bool:
+    """Whether a claim reads the percentiles of single units in the runs of ``study``."""
+    asked = sensitivity.claims_of(study)
+    return any(e.metric.name == "drift" and (e.study == study or e.id in asked) for e in load_ledger().values())
+
+
+def prepare(source: Path, target: Path, record: dict[str, Any], lowest: bool) -> Promotion:
+    """Return a checked run as it will be published, or raise :class:`UserError` if it does not fit.
+
+    lowest: is it the lowest seed of its arm, with which histograms and units stay?
+    """
     copied = {name: (source / name).read_bytes() for name in record["files"] if name != ACTIVATIONS}
     rows = list(read_rows(source / ACTIVATIONS)) if ACTIVATIONS in record["files"] else []
-    histograms = histograms and any("histogram" in row for row in rows)
+    histograms, units = lowest and any("histogram" in row for row in rows), lowest or claimed_units(record["study"])
     size, head = 0, len(json.dumps(record, indent=1)) + 1_000
     for every in (1, 2, 4, 8, 0) if histograms else (0,):
         files, digests = dict(copied), {name: digest(content) for name, content in copied.items()}
         if rows:
-            text = compact(rows, every)
-            # No time stamp in the archive: the same rows make the same file.
-            files[f"{ACTIVATIONS}.gz"] = gzip.compress(text, compresslevel=9, mtime=0)
+            text = compact(rows, every, units)
+            files[ACTIVATIONS + PACKED] = pack(text)
             digests[ACTIVATIONS] = digest(text)
         size = head + sum(map(len, files.values()))
         if size <= LIMIT:
-            how = {"from": record["files"], "digits": DIGITS, "histogram_every": every}
+            how = {"from": record["files"], "digits": DIGITS, "histogram_every": every, "units": units}
             warning = "its code had uncommitted changes" if record["environment"].get("dirty") else ""
             if histograms and every != 1:
                 warning += (
@@ -160,6 +173,37 @@ def prepare(source: Path, target: Path, record: dict[str, Any], histograms: bool
     raise UserError(
         f"{source}: found {size:,} bytes once compacted, expected at most {LIMIT:,}; evaluate or probe less"
     )
+
+
+def again(target: Path) -> int:
+    """Compact every published run anew by today's rule; return how many that made smaller. None grows."""
+    changed = 0
+    for directory in run_directories(target):
+        record = check(directory, failed=True)
+        how = record.get("published")
+        if how is None or ACTIVATIONS not in record["files"]:
+            continue
+        lowest = directory == _lowest(directory.parent)
+        units = how.get("units", True) and (lowest or claimed_units(record["study"]))
+        rows = []
+        for row in read_rows(directory / ACTIVATIONS):
+            kept = {key: rounded(value) for key, value in row.items() if units or key != "units"}
+            rows.append(json_line(kept))
+        text = "".join(rows).encode()
+        files = {name: (directory / name).read_bytes() for name in record["files"] if name != ACTIVATIONS}
+        files[ACTIVATIONS + PACKED] = pack(text)
+        digests = {**record["files"], ACTIVATIONS: digest(text)}
+        how = {**how, "digits": min(how["digits"], DIGITS), "units": units}
+        if digests != record["files"]:
+            promote(Promotion(directory, directory, {**record, "files": digests, "published": how}, files, "replaced"))
+            changed += 1
+    return changed
+
+
+def _lowest(*arms: Path) -> Path:
+    """Return the directory of the lowest seed that has ended in any of the places of one arm."""
+    seeds = [seed for arm in arms for seed in arm.glob("seed=*") if (seed / RUN).exists()]
+    return min(seeds, key=lambda seed: int(seed.name.partition("=")[2]))
 
 
 def promote(promotion: Promotion) -> None:
@@ -200,13 +244,10 @@ def plan(
         if studies and directory.parts[-3] not in studies:
             continue
         place = target / directory.relative_to(source)
-        arms = (directory.parent, place.parent)
-        lowest = min(
-            int(seed.name.partition("=")[2]) for arm in arms for seed in arm.glob("seed=*") if (seed / RUN).exists()
-        )
         try:
             record = check(directory, failed)
-            promotion = prepare(directory, place, record, histograms=record["seed"] == lowest)
+            lowest = _lowest(directory.parent, place.parent).name == directory.name
+            promotion = prepare(directory, place, record, lowest)
             state = _against(place, record)
             if state == "replaced" and not replace:
                 raise UserError(f"{place}: found another run published, expected none or this one; give --replace")
@@ -272,12 +313,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--to", dest="target", type=Path, default=Path("results/published"), help="default: %(default)s"
     )
     parser.add_argument("--replace", action="store_true", help="replace published runs that differ")
+    parser.add_argument("--again", action="store_true", help="compact the published runs anew, and publish nothing")
     parser.add_argument("--failed", action="store_true", help="publish failed runs too")
     parser.add_argument("--readme", type=Path, default=Path("README.md"), help="whose scoreboard is written anew")
     options = parser.parse_args(arguments)
     if not options.readme.exists():
         raise UserError(f"found no {options.readme}, expected the page with the scoreboard; mend --readme")
     with_scoreboard(options.readme.read_text(), "")  # before anything is written: are its markers there?
+    if options.again:
+        print(f"{again(options.target)} published runs compacted anew")
+        verify.write(options.target, options.readme, load_ledger())
+        return 0
     promotions = publish(options.source, options.target, options.studies, options.replace, options.failed)
     for promotion in promotions:
         size = sum(file.stat().st_size for file in promotion.target.iterdir())

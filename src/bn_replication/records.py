@@ -3,7 +3,7 @@
 A run is a directory ``<root>/<scale>/<study>/<arm>/seed=<n>/`` that holds
 
 - ``curves.jsonl``: one JSON object a row, ordered by step;
-- ``activations.jsonl`` (``.jsonl.gz`` once published): the probes' rows, in later records with a ``gradient``;
+- ``activations.jsonl`` (``.jsonl.xz`` once published): the probes' rows, in later records with a ``gradient``;
 - ``run.json``: configuration, outcome, provenance and the digests of the two files above. It is written
   last and atomically, so a directory without it is a run that has not ended.
 """
@@ -11,9 +11,9 @@ A run is a directory ``<root>/<scale>/<study>/<arm>/seed=<n>/`` that holds
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
 import json
+import lzma
 import math
 import os
 import tempfile
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 RUN, CURVES, ACTIVATIONS = "run.json", "curves.jsonl", "activations.jsonl"
 STATUSES = ("completed", "diverged", "failed")
+PACKED = ".xz"  # ends the name of a file that is packed: the smallest that the standard library can read
 TEMPORARY = ".tmp"  # ends the name of a file that is not yet whole
 _IDENTITY = ["run", "study", "arm", "seed", "scale"]
 
@@ -73,9 +74,9 @@ def remove_temporaries(directory: Path) -> None:
 
 
 def digest(content: bytes | Path) -> str:
-    """Return the SHA-256 of bytes, or of a file's content; that of a ``.gz`` is of what it unpacks to."""
+    """Return the SHA-256 of bytes, or of a file's content; that of a ``.xz`` is of what it unpacks to."""
     if isinstance(content, Path):
-        content = gzip.decompress(content.read_bytes()) if content.suffix == ".gz" else content.read_bytes()
+        content = lzma.decompress(content.read_bytes()) if content.suffix == PACKED else content.read_bytes()
     return hashlib.sha256(content).hexdigest()
 
 
@@ -120,15 +121,22 @@ def read_run_json(directory: Path) -> dict[str, Any] | None:
     return record
 
 
+def pack(content: bytes) -> bytes:
+    """Return ``content`` packed, as a ``.xz`` file holds it; the same content gives the same bytes."""
+    return lzma.compress(content, preset=9 | lzma.PRESET_EXTREME)
+
+
+def as_written_or_packed(path: Path) -> Path | None:
+    """Return ``path`` where it is a file, else its ``.xz``, else ``None``."""
+    return next((p for p in (path, path.with_name(path.name + PACKED)) if p.exists()), None)
+
+
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a ``.jsonl`` file or of its ``.gz``; no file, no rows."""
-    packed = path.with_name(path.name + ".gz")
-    if path.exists():
-        text = path.read_text()
-    elif packed.exists():
-        text = gzip.decompress(packed.read_bytes()).decode()
-    else:
+    """Yield the rows of a ``.jsonl`` file or of its ``.xz``; no file, no rows."""
+    found = as_written_or_packed(path)
+    if found is None:
         return
+    text = found.read_text() if found == path else lzma.decompress(found.read_bytes()).decode()
     for line in text.splitlines():
         yield json.loads(line)
 

@@ -71,7 +71,12 @@ def table(register: Mapping[str, Any], ledger: Mapping[str, Entry], runs: pd.Dat
 
 def of_study(study: str) -> bool:
     """Return whether ``study`` is one of alternatives, whose answers stand in the table and in no figure."""
-    return any(study == name or study.startswith(f"{name}_") for name in CLAIMS)
+    return claims_of(study) != ()
+
+
+def claims_of(study: str) -> tuple[str, ...]:
+    """Return the claims whose rules are asked again of the runs of ``study``; none where it is no such study."""
+    return next((ids for name, ids in CLAIMS.items() if study == name or study.startswith(f"{name}_")), ())
 
 
 def _rows(

@@ -16,6 +16,7 @@ import argparse
 import difflib
 import sys
 from collections.abc import Mapping, Sequence
+from lzma import LZMAError
 from pathlib import Path
 
 import pandas as pd
@@ -51,7 +52,7 @@ def altered_records(published: Path) -> list[str]:
         if filed != named:
             faults.append(f"{directory}: holds the record of {named}")
         for name in {records.CURVES, records.ACTIVATIONS} | set(record["files"]):
-            file = next((f for f in (directory / name, directory / f"{name}.gz") if f.exists()), None)
+            file = records.as_written_or_packed(directory / name)
             signed = record["files"].get(name)
             if (file and _digest(file)) != signed:
                 found = "altered since it was written" if file and signed else "missing" if signed else "in no record"
@@ -67,7 +68,7 @@ def altered_records(published: Path) -> list[str]:
 def _digest(path: Path) -> str:
     try:
         return records.digest(path)
-    except (OSError, EOFError):  # a packed file that no longer unpacks
+    except (OSError, EOFError, LZMAError):  # a packed file that no longer unpacks
         return "unreadable"
 
 
