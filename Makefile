@@ -105,7 +105,7 @@ lint: setup ## ruff and the type checker
 format: setup ## let ruff format and fix what it can
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
 
-bench: setup ## measure speed against named peers, as ratios in one process run
+bench: setup ## measure speed against named peers, as ratios in one process run; prints, and writes benchmarks/results
 	@for each in benchmarks/[a-z]*.py; do $(PY) $$each || exit; done
 
 lock: ## compile requirements.txt again from pyproject.toml (needs uv)

@@ -102,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200, help="a run (default 200)")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the numbers here as well")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/sweep.json"), help="default: %(default)s")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         faster = sweep(options.steps, options.repeat, Path(scratch))
@@ -117,9 +117,9 @@ def main() -> None:
         ends = (quartiles[0], quartiles[2]) if len(values) > 8 else (min(values), max(values))
         low, middle, high = map(form.format, (ends[0], statistics.median(values), ends[1]))
         print(f"{name:62} median {middle:>6}  [{low}, {high}]   target {target}")
-    if options.json:
-        numbers = {"sweep_ratio": faster, "overhead_share": share}
-        options.json.write_text(json.dumps(numbers, indent=1) + "\n")
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    numbers = {"sweep_ratio": faster, "overhead_share": share}
+    options.json.write_text(json.dumps(numbers, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -132,7 +132,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2000, help="a run (default 2000)")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the numbers here as well")
+    parser.add_argument(
+        "--json", type=Path, default=Path("benchmarks/results/training.json"), help="default: %(default)s"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         speeds = throughput(options.steps, options.repeat, Path(scratch))
@@ -153,8 +155,8 @@ def main() -> None:
     ):
         low, middle, high = map(form.format, (min(costs[key]), statistics.median(costs[key]), max(costs[key])))
         print(f"{name:36} median {middle:>6}  [{low}, {high}]   target {target}")
-    if options.json:
-        options.json.write_text(json.dumps({"steps_per_second": speeds, **costs}, indent=1) + "\n")
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps({"steps_per_second": speeds, **costs}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

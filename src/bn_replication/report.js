@@ -156,8 +156,8 @@ function armBoxes(data, state, draw) {
   });
 }
 
-function startCurves(figure) {
-  const data = JSON.parse(document.getElementById(figure.dataset.chart).textContent);
+async function startCurves(figure) {
+  const data = JSON.parse(await unpack(document.getElementById(figure.dataset.chart)));
   const [controls, view] = [figure.querySelector(".controls"), figure.querySelector(".view")];
   const state = { shown: data.arms.map(() => true), column: data.columns[0], every: false, late: false, logX: false, logY: false };
   const draw = () => embed(view, curves(data, state));

@@ -60,11 +60,12 @@ STUDIES = EXPERIMENTS.parent / "configs" / "experiment"
 ROOTS = (Path("results/published"), Path("results/runs"))
 LIMIT = 5_000_000  # bytes the page should stay below
 POINTS = 150  # a run's curve is thinned to about so many rows in the interactive charts
-PROBES = 16  # and its activations to about so many probes
+PROBES = 12  # and its activations to about so many probes
 PROSE = ("where", "says", "paper", "why", "amendments")
 COMMANDS = {
     "exact": "python -m bn_replication.exact",
     "architecture": "python -m bn_replication.models.inception",
+    "fig4_ensemble": "make ensemble",  # trains, and judges what was trained
 }
 
 
@@ -131,7 +132,9 @@ def command(study: str, scale: str) -> str:
     if study not in COMMANDS and not (STUDIES / f"{study}.yaml").exists():
         return ""
     run = COMMANDS.get(study, f"python -m bn_replication.train -m experiment={study}")
-    return run if scale in ("", "laptop") or study in COMMANDS else f"{run} scale={scale}"
+    if scale in ("", "laptop") or study in ("exact", "architecture"):
+        return run
+    return f"{run} SCALE={scale}" if run.startswith("make ") else f"{run} scale={scale}"
 
 
 def asks(study: str) -> str:
@@ -262,11 +265,6 @@ def _arms(style: Mapping[str, figures.Look]) -> list[dict[str, Any]]:
 
 def _digits(value: Any, digits: int = 4) -> float | None:
     return finite(float(f"{float(value):.{digits}g}"))
-
-
-def as_json(data: Any) -> Markup:
-    """Return JSON that cannot end the script element it stands in."""
-    return Markup(json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
 
 
 def packed(data: Any) -> Markup:
@@ -411,7 +409,8 @@ def panels(
                 table = fig3_rows(figures.fig3_table(runs, load_curves(runs), paper.get("fig3", {})))
             fig2 = source.runs[(source.runs["study"] == "fig2_inception") & (source.runs["scale"] == scale)]
             statuses = runs["status"].value_counts().to_dict()
-            curves = None if same else curves_data(figures.trained(runs))
+            # A study of first steps has no curves to speak of.
+            curves = None if same or runs["steps_done"].max() < 2 else curves_data(figures.trained(runs))
             result.append(
                 {
                     "key": key,
@@ -540,6 +539,7 @@ def page(roots: Sequence[Path] = ROOTS, ledger_path: Path = LEDGER, beside: Path
                 "rule": rule(row["entry"], raw),
                 "effect": effect_svg(row["entry"], row, paper, found),
                 "measured": measured(row["entry"])[0].partition(", points")[0],
+                "of_paper": row["entry"].where.startswith("Section"),
                 "open": [(name, each["what"]) for name, each in register.items() if row["entry"].id in each["moves"]],
             }
             for row in rows
@@ -573,7 +573,6 @@ def page(roots: Sequence[Path] = ROOTS, ledger_path: Path = LEDGER, beside: Path
         record_link=functools.partial(record_link, beside=beside),
         provenance=[(source, provenance(source)) for source in found],
         command=command,
-        as_json=as_json,
         packed=packed,
         style=Markup((HERE / "report.css").read_text()),
         script=Markup((HERE / "report.js").read_text()),
@@ -600,7 +599,7 @@ def show_claim(name: str, roots: Sequence[Path]) -> None:
         raise UserError(f"found no claim '{name}', expected one of {LEDGER}{nearest(name, ledger)}")
     entry, console = ledger[name], Console(highlight=False)
     console.print(Text(f"{name} ({entry.where})", style="bold"))
-    console.print(Text(f"The paper: {entry.says}"))
+    console.print(Text(f"{'The paper' if entry.where.startswith('Section') else 'Beyond the paper'}: {entry.says}"))
     if printed := papers(entry, paper):
         console.print(Text("Printed: ").append(printed, style="bold"))
     console.print(Text(f"\n{rule(entry, read_yaml(LEDGER))}\n", style="dim"))
