@@ -79,6 +79,7 @@ def network(cfg: Config, norm_layer: Callable[[int], nn.Module] | None = None) -
     (2 or more, C, H, W) that gives layers their sizes, and the device. norm_layer: in place of ``cfg``'s norm.
     Memory is laid out channels last.
     """
+    precision(cfg)
     last = None if cfg.last_norm is None else norm(cfg.last_norm)
     construct = model(cfg.model, norm_layer or norm(cfg.norm), last)
 
@@ -90,6 +91,16 @@ def network(cfg: Config, norm_layer: Callable[[int], nn.Module] | None = None) -
         return module.to(memory_format=torch.channels_last)
 
     return built
+
+
+def precision(cfg: Config) -> torch.dtype:
+    """Tell this process's GPU how exactly to convolve, and return what autocast is to run in.
+
+    PyTorch lets a GPU round what it convolves to 10 bits (TF32) unless told otherwise. A deep net with BN and no skip
+    connections magnifies rounding on its way, so here float32 means float32.
+    """
+    torch.backends.cudnn.allow_tf32 = cfg.precision == "tf32"
+    return torch.bfloat16 if cfg.precision == "bfloat16" else torch.float32
 
 
 def sgd(network: nn.Module, options: Optimizer) -> torch.optim.SGD:

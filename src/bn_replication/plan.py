@@ -286,7 +286,7 @@ def measure(cfg: Config) -> Net:
         seed=0,
         meter=Meter(),
         on_step=lambda _: None,
-        precision=getattr(torch, cfg.precision),
+        precision=build.precision(cfg),
     )
     network.train()
     cpu, clock = time.process_time(), time.perf_counter()

@@ -204,7 +204,7 @@ class _Run:
                 seed=cfg.seed,
                 meter=self.meter,
                 on_step=self._on_step,
-                precision=getattr(torch, cfg.precision),
+                precision=build.precision(cfg),
                 record=cfg.machine.cuda_graph,
                 world=self.world,
             )

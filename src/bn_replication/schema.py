@@ -224,7 +224,7 @@ class Config(Section):
     steps: Count
     batch_size: Count
     replicas: Count = 1
-    precision: Literal["float32", "bfloat16"]
+    precision: Literal["float32", "tf32", "bfloat16"]
     scale: Scale
     data: Data
     model: Component
@@ -247,8 +247,9 @@ class Config(Section):
             raise ValueError(f"batch_size of 2 or more with norm={self.norm.name}, found batch_size=1")
         if self.norm.name == "weight" and self.model.arguments.get("placement") == "after":
             raise ValueError("model.placement=before with norm=weight, which is of the weights, found after")
-        if self.precision == "bfloat16" and self.machine.device == "cpu":
-            raise ValueError("precision=float32 on the CPU, found precision=bfloat16, which is slow or wrong there")
+        if self.precision != "float32" and self.machine.device == "cpu":
+            why = "which is slow or wrong there" if self.precision == "bfloat16" else "which it has not"
+            raise ValueError(f"precision=float32 on the CPU, found precision={self.precision}, {why}")
         on_probes = [key for key in ("linear_share", "jacobian", "landscape") if getattr(self.measure, key)]
         if on_probes and not self.probe.enabled:
             raise ValueError(f"probe.enabled=true with measure.{' or measure.'.join(on_probes)}, found it false")
