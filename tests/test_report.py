@@ -74,7 +74,15 @@ def with_gradients(directory: Path) -> None:
     path.write_text("".join(map(records.json_line, rows)))
     record = json.loads((directory / records.RUN).read_text())
     record["files"][records.ACTIVATIONS] = records.digest(path)
-    records.write_run_json(directory, record)
+    records.write_run_json(
+        directory, {**record, "amended": {"config.precision": "float32 as written, which it was not"}}
+    )
+
+
+def test_an_amended_record_says_so_once_a_study(both: tuple[Path, str]) -> None:
+    said = "config.precision: float32 as written, which it was not"
+    assert Page(both[1]).text.count(said) == 1
+    assert report.amendments(records.load_runs(both[0] / "published", "fig1_mnist")) == []
 
 
 def test_the_page_asks_nothing_of_any_network(both: tuple[Path, str]) -> None:

@@ -5,7 +5,8 @@ A run is a directory ``<root>/<scale>/<study>/<arm>/seed=<n>/`` that holds
 - ``curves.jsonl``: one JSON object a row, ordered by step;
 - ``activations.jsonl`` (``.jsonl.xz`` once published): the probes' rows, in later records with a ``gradient``;
 - ``run.json``: configuration, outcome, provenance and the digests of the two files above. It is written
-  last and atomically, so a directory without it is a run that has not ended.
+  last and atomically, so a directory without it is a run that has not ended. Where a published record was found to
+  misdescribe its run, the correction stands in it, and under ``amended`` what it was and why.
 """
 
 from __future__ import annotations

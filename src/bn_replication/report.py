@@ -373,6 +373,12 @@ def same_runs(own: Frame, published: Frame) -> bool:
     return all(theirs.get(key) == files and files for key, files in signed(own).items())
 
 
+def amendments(runs: Frame) -> list[str]:
+    """Return what was corrected in the records of ``runs`` after they were written, and why, each said once."""
+    records = (read_run_json(path) or {} for path in runs["path"])
+    return sorted({f"{key}: {why}" for record in records for key, why in record.get("amended", {}).items()})
+
+
 def _places(runs: Frame) -> list[tuple[Any, Any, Path]]:
     return list(runs[["arm", "seed", "path"]].itertuples(index=False, name=None))
 
@@ -419,6 +425,7 @@ def panels(
                     "runs": ", ".join(f"{count} {status}" for status, count in statuses.items()),
                     "seeds": runs["seed"].nunique(),
                     "steps": figures.short(runs["steps_done"].max()),
+                    "amended": amendments(runs),
                     "drawn": drawn,
                     "table": table,
                     "same": same,
