@@ -2,9 +2,9 @@
 
 A run is checked (its record is whole, its files are the ones it signed, it did not fail) and compacted to at
 most 100 kB: the curve is copied to the byte; activations are rounded to 3 significant digits and packed;
-histograms become parts per thousand and stay with one seed an arm, the lowest, at every probe or, where that
-is too much, at every second, fourth or eighth; the percentiles of single units stay where a claim reads them, and
-elsewhere with that one seed. What was done is written into the published ``run.json`` under
+histograms become parts per thousand and stay with one seed an arm, the lowest, at every second probe or, where that
+is too much, at every fourth or eighth, and at the last; the percentiles of single units stay where a claim reads them,
+and elsewhere with that one seed. What was done is written into the published ``run.json`` under
 ``published``, with the digests of the files as the run wrote them. A run that is published already is left as
 it stands; one that differs is refused. Nothing is written unless every run asked for passes. Figures,
 verdicts and the README's scoreboard follow. ``--again`` compacts what is published anew, where an older version of
@@ -48,6 +48,7 @@ from bn_replication.scoreboard import with_scoreboard
 
 LIMIT = 100_000  # bytes a published run takes
 DIGITS = 3
+EVERY = 2  # probes: one of so many keeps its histograms
 _KEYS = (
     "study",
     "arm",
@@ -121,23 +122,25 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
-def compact(rows: Iterable[dict[str, Any]], every: int, units: bool = True) -> bytes:
-    """Return activation records as JSON lines, rounded, with histograms at every ``every``-th probe only (0:
-    none), and with the percentiles of single units or without.
-
-    A histogram becomes whole parts per thousand of what it counted.
+def compact(rows: Sequence[dict[str, Any]], every: int, units: bool = True) -> bytes:
+    """Return activation records as JSON lines, rounded, with histograms at every ``every``-th probe and the last only
+    (0: none), and with the percentiles of single units or without.
     """
     left_out = {"histogram"} if units else {"histogram", "units"}
     lines, seen = [], {}
     for row in rows:
         probe = seen.setdefault(row["step"], len(seen))
         slim = {key: rounded(value) for key, value in row.items() if key not in left_out}
-        counts = row.get("histogram")
-        if counts and every and probe % every == 0:
-            total = sum(counts) or 1
-            slim["histogram"] = [round(1000 * count / total) for count in counts]
+        if row.get("histogram") and every and (probe % every == 0 or row["step"] == rows[-1]["step"]):
+            slim["histogram"] = row["histogram"]
         lines.append(json_line(slim))
     return "".join(lines).encode()
+
+
+def thousandths(counts: Sequence[int]) -> list[int]:
+    """Return a histogram as whole parts per thousand of what it counted."""
+    total = sum(counts) or 1
+    return [round(1000 * count / total) for count in counts]
 
 
 def claimed_units(study: str) -> bool:
@@ -153,9 +156,10 @@ def prepare(source: Path, target: Path, record: dict[str, Any], lowest: bool) ->
     """
     copied = {name: (source / name).read_bytes() for name in record["files"] if name != ACTIVATIONS}
     rows = list(read_rows(source / ACTIVATIONS)) if ACTIVATIONS in record["files"] else []
+    rows = [row | {"histogram": thousandths(row["histogram"])} if row.get("histogram") else row for row in rows]
     histograms, units = lowest and any("histogram" in row for row in rows), lowest or claimed_units(record["study"])
     size, head = 0, len(json.dumps(record, indent=1)) + 1_000
-    for every in (1, 2, 4, 8, 0) if histograms else (0,):
+    for every in (EVERY, 4, 8, 0) if histograms else (0,):
         files, digests = dict(copied), {name: digest(content) for name, content in copied.items()}
         if rows:
             text = compact(rows, every, units)
@@ -165,7 +169,7 @@ def prepare(source: Path, target: Path, record: dict[str, Any], lowest: bool) ->
         if size <= LIMIT:
             how = {"from": record["files"], "digits": DIGITS, "histogram_every": every, "units": units}
             warning = "its code had uncommitted changes" if record["environment"].get("dirty") else ""
-            if histograms and every != 1:
+            if histograms and every != EVERY:
                 warning += (
                     "; " if warning else ""
                 ) + f"histograms thinned to {f'every {every}th probe' if every else 'none'}"
@@ -185,15 +189,12 @@ def again(target: Path) -> int:
             continue
         lowest = directory == _lowest(directory.parent)
         units = how.get("units", True) and (lowest or claimed_units(record["study"]))
-        rows = []
-        for row in read_rows(directory / ACTIVATIONS):
-            kept = {key: rounded(value) for key, value in row.items() if units or key != "units"}
-            rows.append(json_line(kept))
-        text = "".join(rows).encode()
+        every = how["histogram_every"] and max(how["histogram_every"], EVERY)
+        text = compact(list(read_rows(directory / ACTIVATIONS)), every, units)
         files = {name: (directory / name).read_bytes() for name in record["files"] if name != ACTIVATIONS}
         files[ACTIVATIONS + PACKED] = pack(text)
         digests = {**record["files"], ACTIVATIONS: digest(text)}
-        how = {**how, "digits": min(how["digits"], DIGITS), "units": units}
+        how = {**how, "digits": min(how["digits"], DIGITS), "histogram_every": every, "units": units}
         if digests != record["files"]:
             promote(Promotion(directory, directory, {**record, "files": digests, "published": how}, files, "replaced"))
             changed += 1

@@ -233,6 +233,9 @@ def layers_data(runs: Frame) -> dict[str, Any] | None:
     edges = {key: _one_of(lowest, f"probe.histogram.{key}") for key in ("low", "high")}
     series = []
     for (arm, layer), own in bands.groupby(["arm", "layer"], sort=False):
+        # Published records have histograms at some probes only: those are shown, in every view.
+        full = own["histogram"].map(lambda counts: isinstance(counts, list))
+        own = own[full] if full.any() else own
         own = own.iloc[sorted({*range(0, len(own), -(-len(own) // PROBES)), len(own) - 1})]
         values = {p: [_digits(value, 3) for value in own[p].tolist()] for p in ("p15", "p50", "p85")}
         one = {"arm": arms.index(str(arm)), "layer": layers.index(layer), "step": own["step"].tolist(), **values}
