@@ -76,7 +76,7 @@ publish: setup ## check the runs in results/runs and promote them to results/pub
 verify: setup ## recompute every verdict and the scoreboard from the published records
 	@$(PY) -m bn_replication.verify
 
-test: setup ## run the tests (no download, three to four minutes)
+test: setup ## run the tests (no download, about three minutes)
 	@$(PY) -m pytest -q -n auto -m "not slow"
 
 test-faults: setup ## kill, starve and interrupt the real program, run the notebooks and a browser (some ten minutes)

@@ -138,7 +138,9 @@ def fig2(ax: Axes, runs: Frame, curves: Frame) -> Frame:
     for arm, look in looks(runs).items():
         step = reached.loc[reached["arm"] == arm, "steps"].fillna(np.inf).median()
         if np.isfinite(step):
-            ax.plot(step, target, look.marker, color=look.colour, markersize=7, markeredgecolor="white", zorder=5)
+            # Whole where it stands at the very end of the axis.
+            style = {"markersize": 7, "markeredgecolor": "white", "zorder": 5, "clip_on": False}
+            ax.plot(step, target, look.marker, color=look.colour, **style)
     handles = [
         Line2D(
             [],
