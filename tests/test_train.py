@@ -53,6 +53,7 @@ MISTAKES = {
     "unknown group value": (["norm=bach"], "found norm=bach, expected one of batch", "did you mean 'batch'?"),
     "unknown study": (["experiment=fig1_mnst"], "found experiment=fig1_mnst", "did you mean 'fig1_mnist'?"),
     "number for a group": (["variant=0"], "found variant='0', expected one of", "bn_baseline"),
+    "values for a group": (["norm={a: 1}"], "found norm={a: 1}, expected one of batch,"),
     "no number": (["seed=abc"], "seed: found 'abc', expected", "command line"),
 }
 

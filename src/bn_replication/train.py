@@ -221,6 +221,10 @@ def explain(error: Exception) -> str:
     text = " ".join(str(error).split())
     if match := re.search(r"(?:Key '([^']+)' is not in struct|Could not override '([^']+)')", text):
         key = match[2] or match[1]
+        for word in sys.argv[1:]:
+            name, given, value = word.lstrip("+~").partition("=")
+            if name == key and given and _files_of(key):  # a group, given values where it takes a name
+                return f"found {key}={value}, {_expected_of(key, value)}"
         return (
             f"found unknown key '{key}', expected one of configs/train.yaml{nearest(key, _all_keys())}; "
             "mend it on the command line or in configs/experiment/"
