@@ -42,7 +42,7 @@ def test_a_published_run_says_what_the_run_said_in_less_room(place: Path) -> Non
     assert promoted(place) == ["new"] * 4
     source = place / "runs/laptop/fig1_mnist/norm=batch/seed=1"
     target = place / "published/laptop/fig1_mnist/norm=batch/seed=1"
-    assert (target / "curves.jsonl").read_bytes() == (source / "curves.jsonl").read_bytes()
+    assert records.unpacked(target / "curves.jsonl.xz") == (source / "curves.jsonl").read_bytes()
     before, after = (list(records.read_rows(path / "activations.jsonl")) for path in (source, target))
     assert len(before) == len(after)
     for old, new in zip(before, after, strict=True):
@@ -154,7 +154,7 @@ def test_another_run_is_put_in_place_only_when_asked(place: Path, capsys: pytest
     assert tree(place / "published") == first
     assert promoted(place, replace=True) == ["replaced", "unchanged", "unchanged", "unchanged"]
     path = "laptop/fig1_mnist/norm=batch/seed=0/curves.jsonl"
-    assert (place / "published" / path).read_bytes() == (place / "runs" / path).read_bytes()
+    assert records.unpacked(place / "published" / f"{path}.xz") == (place / "runs" / path).read_bytes()
     assert not list((place / "published").rglob(".publish*"))
 
 

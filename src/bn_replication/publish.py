@@ -1,7 +1,7 @@
 """Promote runs to the committed records: ``python -m bn_replication.publish [STUDY ...]``.
 
 A run is checked (its record is whole, its files are the ones it signed, it did not fail) and compacted to at
-most 100 kB: the curve is copied to the byte; activations are rounded to 3 significant digits and packed;
+most 100 kB: files are packed, the curve as it is, to the byte; activations are rounded to 3 significant digits;
 histograms become parts per thousand and stay with one seed an arm, the lowest, at every second probe or, where that
 is too much, at every fourth or eighth, and at the last; the percentiles of single units stay where a claim reads them,
 and elsewhere with that one seed. What was done is written into the published ``run.json`` under
@@ -42,6 +42,7 @@ from bn_replication.records import (
     read_rows,
     read_run_json,
     run_directories,
+    unpacked,
     write_run_json,
 )
 from bn_replication.scoreboard import with_scoreboard
@@ -154,13 +155,14 @@ def prepare(source: Path, target: Path, record: dict[str, Any], lowest: bool) ->
 
     lowest: is it the lowest seed of its arm, with which histograms and units stay?
     """
-    copied = {name: (source / name).read_bytes() for name in record["files"] if name != ACTIVATIONS}
+    curves = _read(source, record)
     rows = list(read_rows(source / ACTIVATIONS)) if ACTIVATIONS in record["files"] else []
     rows = [row | {"histogram": thousandths(row["histogram"])} if row.get("histogram") else row for row in rows]
     histograms, units = lowest and any("histogram" in row for row in rows), lowest or claimed_units(record["study"])
     size, head = 0, len(json.dumps(record, indent=1)) + 1_000
     for every in (EVERY, 4, 8, 0) if histograms else (0,):
-        files, digests = dict(copied), {name: digest(content) for name, content in copied.items()}
+        files = {name + PACKED: pack(content) for name, content in curves.items()}
+        digests = {name: digest(content) for name, content in curves.items()}
         if rows:
             text = compact(rows, every, units)
             files[ACTIVATIONS + PACKED] = pack(text)
@@ -191,7 +193,7 @@ def again(target: Path) -> int:
         units = how.get("units", True) and (lowest or claimed_units(record["study"]))
         every = how["histogram_every"] and max(how["histogram_every"], EVERY)
         text = compact(list(read_rows(directory / ACTIVATIONS)), every, units)
-        files = {name: (directory / name).read_bytes() for name in record["files"] if name != ACTIVATIONS}
+        files = {name + PACKED: pack(content) for name, content in _read(directory, record).items()}
         files[ACTIVATIONS + PACKED] = pack(text)
         digests = {**record["files"], ACTIVATIONS: digest(text)}
         how = {**how, "digits": min(how["digits"], DIGITS), "histogram_every": every, "units": units}
@@ -199,6 +201,12 @@ def again(target: Path) -> int:
             promote(Promotion(directory, directory, {**record, "files": digests, "published": how}, files, "replaced"))
             changed += 1
     return changed
+
+
+def _read(directory: Path, record: dict[str, Any]) -> dict[str, bytes]:
+    """Return the files that a run signed, but for its activations, unpacked."""
+    names = [name for name in record["files"] if name != ACTIVATIONS]
+    return {name: unpacked(path) for name in names if (path := as_written_or_packed(directory / name))}
 
 
 def _lowest(*arms: Path) -> Path:

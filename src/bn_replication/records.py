@@ -3,7 +3,7 @@
 A run is a directory ``<root>/<scale>/<study>/<arm>/seed=<n>/`` that holds
 
 - ``curves.jsonl``: one JSON object a row, ordered by step;
-- ``activations.jsonl`` (``.jsonl.xz`` once published): the probes' rows, in later records with a ``gradient``;
+- ``activations.jsonl``: the probes' rows, in later records with a ``gradient``; once published, both end in ``.xz``;
 - ``run.json``: configuration, outcome, provenance and the digests of the two files above. It is written
   last and atomically, so a directory without it is a run that has not ended. Where a published record was found to
   misdescribe its run, the correction stands in it, and under ``amended`` what it was and why.
@@ -77,7 +77,7 @@ def remove_temporaries(directory: Path) -> None:
 def digest(content: bytes | Path) -> str:
     """Return the SHA-256 of bytes, or of a file's content; that of a ``.xz`` is of what it unpacks to."""
     if isinstance(content, Path):
-        content = lzma.decompress(content.read_bytes()) if content.suffix == PACKED else content.read_bytes()
+        content = unpacked(content)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -127,6 +127,11 @@ def pack(content: bytes) -> bytes:
     return lzma.compress(content, preset=9 | lzma.PRESET_EXTREME)
 
 
+def unpacked(path: Path) -> bytes:
+    """Return the content of a file, unpacked where it is a ``.xz``."""
+    return lzma.decompress(path.read_bytes()) if path.suffix == PACKED else path.read_bytes()
+
+
 def as_written_or_packed(path: Path) -> Path | None:
     """Return ``path`` where it is a file, else its ``.xz``, else ``None``."""
     return next((p for p in (path, path.with_name(path.name + PACKED)) if p.exists()), None)
@@ -137,8 +142,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     found = as_written_or_packed(path)
     if found is None:
         return
-    text = found.read_text() if found == path else lzma.decompress(found.read_bytes()).decode()
-    for line in text.splitlines():
+    for line in unpacked(found).decode().splitlines():
         yield json.loads(line)
 
 
