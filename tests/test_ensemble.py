@@ -326,9 +326,9 @@ def test_members_and_evaluations_are_published_verified_and_reported(evaluated: 
         for directory in records.run_directories(published)
     )
     assert verify.main(["--published", str(published), "--readme", str(readme)]) == 0
-    rows = list(published.rglob(ensemble.MEMBERS))
+    rows = list(published.rglob(ensemble.MEMBERS + records.PACKED))
     assert len(rows) == len(EVALUATIONS) * len(SEEDS)
-    rows[0].write_text("")
+    rows[0].write_bytes(b"")
     assert verify.main(["--published", str(published), "--readme", str(readme)]) == 1
     page = report.page([runs])
     assert "BN-Inception multicrop" in page
