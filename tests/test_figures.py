@@ -430,6 +430,12 @@ def test_a_large_table_is_packed_and_reads_the_same(tmp_path: Path) -> None:
         pd.testing.assert_frame_equal(pd.read_csv(tmp_path / name), frame[:rows])
 
 
+def test_a_table_does_not_tell_where_records_lie(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"run": ["/where/it/lies"], "arm": ["norm=batch"], "seed": [0]})
+    figures.save(figures.Drawing("one", "", "", Figure(), frame), tmp_path, kinds=())
+    assert (tmp_path / "one.csv").read_text() == "arm,seed\nnorm=batch,0\n"
+
+
 def test_the_command_line_draws_what_it_is_asked(tmp_path: Path, capsys: Any) -> None:
     figure_1(tmp_path / "runs")
     there = ["--root", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]

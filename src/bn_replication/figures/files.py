@@ -129,7 +129,9 @@ def save(drawing: Drawing, directory: Path, kinds: Sequence[str] = ("svg", "png"
     directory.mkdir(parents=True, exist_ok=True)
     for kind in kinds:
         atomic_write(directory / f"{drawing.name}.{kind}", render(drawing.figure, kind))
-    table = drawing.frame.to_csv(index=False, float_format="%.4g", lineterminator="\n")
+    # Arm and seed name a run; where its record lies on this machine is nobody's affair.
+    frame = drawing.frame.drop(columns="run", errors="ignore")
+    table = frame.to_csv(index=False, float_format="%.4g", lineterminator="\n")
     plain, packed = directory / f"{drawing.name}.csv", directory / f"{drawing.name}.csv.gz"
     if len(table) > LARGE_TABLE:
         atomic_write(packed, gzip.compress(table.encode(), mtime=0))
