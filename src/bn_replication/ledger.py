@@ -181,6 +181,11 @@ class Entry(_Strict):
     effect: Literal["ratio", "difference", "share", "value"]
     bounds: dict[str, Edges]
 
+    @property
+    def of_paper(self) -> bool:
+        """Whether the claim is the paper's own, and not of a later publication."""
+        return self.where.startswith("Section")
+
     _arms = field_validator("control", "treatment", mode="before")(_selection)
 
     @field_validator("bounds", mode="before")

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,7 @@ def thousandths(counts: Sequence[int]) -> list[int]:
     return [round(1000 * count / total) for count in counts]
 
 
+@functools.cache  # the ledger is read and checked once a study, not once a run
 def claimed_units(study: str) -> bool:
     """Whether a claim reads the percentiles of single units in the runs of ``study``."""
     asked = sensitivity.claims_of(study)
@@ -155,18 +157,15 @@ def prepare(source: Path, target: Path, record: dict[str, Any], lowest: bool) ->
 
     lowest: is it the lowest seed of its arm, with which histograms and units stay?
     """
-    curves = _read(source, record)
+    contents = _read(source, record)
     rows = list(read_rows(source / ACTIVATIONS)) if ACTIVATIONS in record["files"] else []
     rows = [row | {"histogram": thousandths(row["histogram"])} if row.get("histogram") else row for row in rows]
     histograms, units = lowest and any("histogram" in row for row in rows), lowest or claimed_units(record["study"])
     size, head = 0, len(json.dumps(record, indent=1)) + 1_000
     for every in (EVERY, 4, 8, 0) if histograms else (0,):
-        files = {name + PACKED: pack(content) for name, content in curves.items()}
-        digests = {name: digest(content) for name, content in curves.items()}
         if rows:
-            text = compact(rows, every, units)
-            files[ACTIVATIONS + PACKED] = pack(text)
-            digests[ACTIVATIONS] = digest(text)
+            contents[ACTIVATIONS] = compact(rows, every, units)
+        files = _packed(contents)
         size = head + sum(map(len, files.values()))
         if size <= LIMIT:
             how = {"from": record["files"], "digits": DIGITS, "histogram_every": every, "units": units}
@@ -175,7 +174,8 @@ def prepare(source: Path, target: Path, record: dict[str, Any], lowest: bool) ->
                 warning += (
                     "; " if warning else ""
                 ) + f"histograms thinned to {f'every {every}th probe' if every else 'none'}"
-            return Promotion(source, target, {**record, "files": digests, "published": how}, files, "new", warning)
+            slim = {**record, "files": _signed(contents), "published": how}
+            return Promotion(source, target, slim, files, "new", warning)
     raise UserError(
         f"{source}: found {size:,} bytes once compacted, expected at most {LIMIT:,}; evaluate or probe less"
     )
@@ -192,13 +192,12 @@ def again(target: Path) -> int:
         lowest = directory == _lowest(directory.parent)
         units = how.get("units", True) and (lowest or claimed_units(record["study"]))
         every = how["histogram_every"] and max(how["histogram_every"], EVERY)
-        text = compact(list(read_rows(directory / ACTIVATIONS)), every, units)
-        files = {name + PACKED: pack(content) for name, content in _read(directory, record).items()}
-        files[ACTIVATIONS + PACKED] = pack(text)
-        digests = {**record["files"], ACTIVATIONS: digest(text)}
+        rows = list(read_rows(directory / ACTIVATIONS))
+        contents = _read(directory, record) | {ACTIVATIONS: compact(rows, every, units)}
         how = {**how, "digits": min(how["digits"], DIGITS), "histogram_every": every, "units": units}
-        if digests != record["files"]:
-            promote(Promotion(directory, directory, {**record, "files": digests, "published": how}, files, "replaced"))
+        if _signed(contents) != record["files"]:
+            slim = {**record, "files": _signed(contents), "published": how}
+            promote(Promotion(directory, directory, slim, _packed(contents), "replaced"))
             changed += 1
     return changed
 
@@ -207,6 +206,14 @@ def _read(directory: Path, record: dict[str, Any]) -> dict[str, bytes]:
     """Return the files that a run signed, but for its activations, unpacked."""
     names = [name for name in record["files"] if name != ACTIVATIONS]
     return {name: unpacked(path) for name in names if (path := as_written_or_packed(directory / name))}
+
+
+def _packed(contents: Mapping[str, bytes]) -> dict[str, bytes]:
+    return {name + PACKED: pack(content) for name, content in contents.items()}
+
+
+def _signed(contents: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: digest(content) for name, content in contents.items()}
 
 
 def _lowest(*arms: Path) -> Path:

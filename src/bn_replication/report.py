@@ -549,7 +549,6 @@ def page(roots: Sequence[Path] = ROOTS, ledger_path: Path = LEDGER, beside: Path
                 "rule": rule(row["entry"], raw),
                 "effect": effect_svg(row["entry"], row, paper, found),
                 "measured": measured(row["entry"])[0].partition(", points")[0],
-                "of_paper": row["entry"].where.startswith("Section"),
                 "open": [(name, each["what"]) for name, each in register.items() if row["entry"].id in each["moves"]],
             }
             for row in rows
@@ -609,7 +608,7 @@ def show_claim(name: str, roots: Sequence[Path]) -> None:
         raise UserError(f"found no claim '{name}', expected one of {LEDGER}{nearest(name, ledger)}")
     entry, console = ledger[name], Console(highlight=False)
     console.print(Text(f"{name} ({entry.where})", style="bold"))
-    console.print(Text(f"{'The paper' if entry.where.startswith('Section') else 'Beyond the paper'}: {entry.says}"))
+    console.print(Text(f"{'The paper' if entry.of_paper else 'Beyond the paper'}: {entry.says}"))
     if printed := papers(entry, paper):
         console.print(Text("Printed: ").append(printed, style="bold"))
     console.print(Text(f"\n{rule(entry, read_yaml(LEDGER))}\n", style="dim"))

@@ -221,10 +221,9 @@ def explain(error: Exception) -> str:
     text = " ".join(str(error).split())
     if match := re.search(r"(?:Key '([^']+)' is not in struct|Could not override '([^']+)')", text):
         key = match[2] or match[1]
-        for word in sys.argv[1:]:
-            name, given, value = word.lstrip("+~").partition("=")
-            if name == key and given and _files_of(key):  # a group, given values where it takes a name
-                return f"found {key}={value}, {_expected_of(key, value)}"
+        given = _assigned()
+        if key in given and _files_of(key):  # a group, given values where it takes a name
+            return f"found {key}={given[key]}, {_expected_of(key, given[key])}"
         return (
             f"found unknown key '{key}', expected one of configs/train.yaml{nearest(key, _all_keys())}; "
             "mend it on the command line or in configs/experiment/"
@@ -234,12 +233,16 @@ def explain(error: Exception) -> str:
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         return f"found {match[1]}={match[2]}, {_expected_of(match[1], match[2])}"
     if text.startswith(_NO_NAME):  # says neither which group nor what it was given
-        for word in sys.argv[1:]:
-            key, given, value = word.lstrip("+~").partition("=")
-            names = _files_of(key)
-            if given and names and value not in names:
+        for key, value in _assigned().items():
+            if (names := _files_of(key)) and value not in names:
                 return f"found {key}={value!r}, {_expected_of(key, value)}"
     return text
+
+
+def _assigned() -> dict[str, str]:
+    """Return what the command line sets, word by word."""
+    words = (word.lstrip("+~").partition("=") for word in sys.argv[1:])
+    return {key: value for key, given, value in words if given}
 
 
 def _files_of(group: str) -> list[str]:
