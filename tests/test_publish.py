@@ -141,6 +141,25 @@ def test_the_same_numbers_at_another_time_are_the_same_run(place: Path) -> None:
     records.write_run_json(path, {**record, "seconds": 99.0, "started": "2027-01-01T00:00:00+00:00"})
     assert promoted(place) == ["unchanged"] * 4
     assert tree(place / "published") == first
+    summary = record["summary"] | {"seconds_per_step": 0.5}
+    records.write_run_json(path, {**record, "summary": summary})
+    assert promoted(place) == ["unchanged"] * 4
+    records.write_run_json(path, {**record, "summary": summary | {"error": 0.5}})  # of a measure that was mended, say
+    assert promoted(place, replace=True).count("replaced") == 1
+
+
+def test_publishing_signs_what_it_publishes_and_nothing_that_was_altered(place: Path, capsys) -> None:
+    assert run(place) == 0
+    page = (place / "README.md").read_text()
+    altered = place / "published/laptop/fig1_mnist/norm=none/seed=1/run.json"
+    altered.write_text(altered.read_text().replace("completed", "diverged"))
+    write_run(place / "runs", "fig1_rate", "norm=none,optimizer.rate=0.1", 100, [0.1, 0.2])
+    assert run(place, "fig1_rate") == 2
+    assert "norm=none/seed=1/run.json" in capsys.readouterr().err
+    assert (place / "README.md").read_text() == page
+    manifest = (place / "published" / verify.MANIFEST).read_text()
+    assert "fig1_rate" in manifest
+    assert records.digest(altered) not in manifest
 
 
 def test_another_run_is_put_in_place_only_when_asked(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,6 +247,7 @@ def test_what_is_published_can_be_compacted_anew(place: Path, monkeypatch: pytes
         promoted(place)
     before = {path: list(records.read_rows(path / "activations.jsonl")) for path in
               records.run_directories(place / "published")}  # fmt: skip
+    verify.sign(place / "published", [])
     assert run(place, "--again") == 0
     for directory, rows in before.items():
         record = records.read_run_json(directory)

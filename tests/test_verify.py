@@ -146,6 +146,34 @@ def test_an_altered_record_or_page_is_caught(house: House, alter: Callable[[Hous
     assert line in capsys.readouterr().out
 
 
+def break_curve(house: House) -> None:
+    path = house.run / "curves.jsonl"
+    path.with_name("curves.jsonl.xz").write_bytes(lzma.compress(path.read_bytes())[:-9])
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        flip_curve,
+        break_curve,
+        lambda house: house.edit_record(lambda r: r["summary"].update(best=0.9)),
+        lambda house: shutil.rmtree(house.run),
+    ],
+)
+def test_writing_anew_signs_no_altered_record_but_one_that_is_named(
+    house: House, alter: Callable[[House], object], capsys
+) -> None:
+    page = house.readme.read_text()
+    alter(house)
+    assert house.verify("--write") == 1
+    assert "norm=none/seed=0" in capsys.readouterr().out
+    assert house.readme.read_text() == page
+    if not house.run.exists():
+        assert house.verify("--write", "--sign", "laptop/study/norm=none/seed=0") == 0
+        assert house.readme.read_text() != page
+
+
 def test_a_rule_changed_after_the_runs_is_caught_and_writing_anew_does_not_hide_it(house: House, capsys) -> None:
     old = digests_for_study("study", house.ledger)["higher"]
     house.write_rule(says="BN ends higher.")

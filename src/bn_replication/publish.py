@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import functools
 import json
+import operator
 import os
 import shutil
 import sys
@@ -279,9 +280,14 @@ def _against(place: Path, record: dict[str, Any]) -> str:
     if published is None:
         return "new"
     same = published.get("published", {}).get("from") == record["files"] and all(
-        published.get(key) == record[key] for key in ("config", "status", "steps_done")
+        part(published) == part(record)
+        for part in (_numbers, *map(operator.itemgetter, ("config", "status", "steps_done")))
     )
     return "unchanged" if same else "replaced"
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in record["summary"].items() if not key.startswith("seconds")}
 
 
 def draw(root: Path, studies: Iterable[tuple[str, str]]) -> list[Path]:
@@ -337,7 +343,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"found no {options.readme}, expected the page with the scoreboard; mend --readme")
     with_scoreboard(options.readme.read_text(), "")  # before anything is written: are its markers there?
     if options.again:
+        for fault in verify.altered_records(options.target):
+            raise UserError(f"{fault}: found an altered record, expected what was signed; mend it first")
         print(f"{again(options.target)} published runs compacted anew")
+        verify.sign(options.target, run_directories(options.target))
         verify.write(options.target, options.readme, load_ledger())
         return 0
     promotions = publish(options.source, options.target, options.studies, options.replace, options.failed)
@@ -347,6 +356,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{promotion.state:<9} {size / 1000:5.0f} kB  {promotion.target}{warning}")
     # What stands as it stood needs no new figures, unless it never had any.
     draw(options.target, sorted({p.study for p in promotions if p.state != "unchanged" or not p.drawn}))
+    verify.sign(options.target, [p.target for p in promotions if p.state != "unchanged"])
+    if altered := verify.altered_records(options.target):  # of other runs than these
+        raise UserError(f"{altered[0]} ({len(altered)} in all); published; the tables stay: `make verify`")
     verify.write(options.target, options.readme, load_ledger())
     for fault in verify.changed_rules(options.target, load_ledger()):
         print(f"warning: {fault}", file=sys.stderr)

@@ -6,8 +6,9 @@ Recomputes every verdict and the README's scoreboard from the committed records 
 - a rule differs from the one a run was started under, or was written after it (unless amended in the open);
 - ``verdicts.csv``, ``sensitivity.csv`` or the README says anything but what the records and the rules give.
 
-Needs no torch. Exits with 0 if all holds, 1 if anything does not, 2 if it cannot be told. ``--write``
-writes the manifest, the tables and the scoreboard anew; faults of records and rules it cannot mend.
+Needs no torch. Exits with 0 if all holds, 1 if anything does not, 2 if it cannot be told. ``--write`` writes the tables
+and the scoreboard anew; faults of records and rules it cannot mend. A record changed or taken away on purpose is put
+into the manifest by its name, ``--sign laptop/fig1_mnist/norm=none/seed=0``, and by nothing else.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from lzma import LZMAError
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
@@ -32,10 +33,22 @@ ROOT = EXPERIMENTS.parent
 MANIFEST, VERDICTS, SENSITIVITY = "records.sha256", "verdicts.csv", "sensitivity.csv"
 
 
-def manifest(published: Path) -> str:
-    """Return a line for every committed ``run.json`` in the form of sha256sum, which can check it too."""
-    paths = [directory / records.RUN for directory in records.run_directories(published)]
-    return "".join(f"{records.digest(path)}  {path.relative_to(published).as_posix()}\n" for path in paths)
+def manifest(published: Path, anew: Iterable[Path] | None = None) -> str:
+    """Return a line for every committed ``run.json`` in the form of sha256sum, which can check it too.
+
+    Args:
+        anew: run directories whose lines are to say what is there now; all others stay as they were signed. By default,
+            and where nothing was signed yet, every line is new.
+    """
+    signed = published / MANIFEST
+    everything = anew is None or not signed.exists()
+    lines = {} if everything else {line.partition("  ")[2]: line for line in signed.read_text().splitlines()}
+    for directory in records.run_directories(published) if everything or anew is None else anew:
+        name = (directory / records.RUN).relative_to(published).as_posix()
+        lines.pop(name, None)
+        if (directory / records.RUN).exists():
+            lines[name] = f"{records.digest(directory / records.RUN)}  {name}"
+    return "".join(f"{lines[name]}\n" for name in sorted(lines, key=PurePosixPath))
 
 
 def altered_records(published: Path) -> list[str]:
@@ -57,11 +70,10 @@ def altered_records(published: Path) -> list[str]:
             if (file and _digest(file)) != signed:
                 found = "altered since it was written" if file and signed else "missing" if signed else "in no record"
                 faults.append(f"{directory / name}: {found}")
-    listed = _read(published / MANIFEST).splitlines()
-    for line in difflib.ndiff(listed, manifest(published).splitlines()):
-        if line[0] in "-+":
-            change = "the manifest lists another or none such" if line[0] == "+" else "not the one in the manifest"
-            faults.append(f"{published / line[2:].partition('  ')[2]}: {change}")
+    listed, there = set(_read(published / MANIFEST).splitlines()), set(manifest(published).splitlines())
+    for line in listed ^ there:
+        change = "the manifest lists another or none such" if line in there else "not the one in the manifest"
+        faults.append(f"{published / line.partition('  ')[2]}: {change}")
     return sorted(set(faults))
 
 
@@ -120,13 +132,17 @@ def _read(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
+def sign(published: Path, anew: Iterable[Path]) -> None:
+    """Take the run directories ``anew`` into the manifest as they are, or out of it where they are gone."""
+    published.mkdir(parents=True, exist_ok=True)
+    records.atomic_write(published / MANIFEST, manifest(published, anew).encode())
+
+
 def write(published: Path, readme: Path, ledger: Mapping[str, Entry]) -> None:
-    """Write the manifest, both tables and the README's scoreboard from the records in ``published``."""
+    """Write both tables and the README's scoreboard from the records in ``published``."""
     runs = records.load_runs(published)
     verdicts = judge(ledger, runs)
     page = with_scoreboard(readme.read_text(), scoreboard_markdown(verdicts, ledger))
-    published.mkdir(parents=True, exist_ok=True)
-    records.atomic_write(published / MANIFEST, manifest(published).encode())
     records.atomic_write(published / VERDICTS, verdicts_csv(verdicts).encode())
     records.atomic_write(published / SENSITIVITY, _sensitivity(ledger, runs).encode())
     records.atomic_write(readme, page.encode())
@@ -139,15 +155,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--published", type=Path, default=ROOT / "results" / "published")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--ledger", type=Path, default=LEDGER)
-    parser.add_argument("--write", action="store_true", help="write manifest, tables and scoreboard anew")
+    parser.add_argument("--write", action="store_true", help="write tables and scoreboard anew")
+    parser.add_argument("--sign", metavar="RUN", nargs="+", default=[], help="take these runs as they are")
     options = parser.parse_args(arguments)
     published, readme = options.published, options.readme
     try:
         ledger = load_ledger(options.ledger)
         faults = changed_rules(published, ledger)
-        if options.write:
-            write(published, readme, ledger)
-        faults = altered_records(published) + faults + different_pages(published, readme, ledger)
+        if options.write or options.sign:
+            sign(published, [published / run for run in options.sign])
+        altered = altered_records(published)
+        if not altered:  # what follows from records is asked of whole ones
+            if options.write:
+                write(published, readme, ledger)
+            faults += different_pages(published, readme, ledger)
+        faults = altered + faults
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
