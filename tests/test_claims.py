@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -488,7 +489,7 @@ def test_a_range_that_runs_off_the_grid_counts_as_at_least(tmp_path: Path) -> No
 
 
 def test_gap_is_compared_at_the_lowest_loss_both_reach(tmp_path: Path) -> None:
-    rule = entry(metric="gap_at_loss", effect="difference", bounds={"below": 0})
+    rule = entry(metric="gap_at_equal_loss", effect="difference", bounds={"below": 0})
     for seed in range(3):
         rows = {"none": [(1.0, 1.2), (0.5, 1.0 + seed / 50)], "batch": [(0.5, 0.8), (0.1, 1.5)]}
         for norm, losses in rows.items():
@@ -498,6 +499,28 @@ def test_gap_is_compared_at_the_lowest_loss_both_reach(tmp_path: Path) -> None:
     assert verdict.control == "0.5 0.52 0.54"
     assert verdict.treatment == "0.3 0.3 0.3"
     assert verdict.verdict == "reproduced"
+
+
+def test_a_ratio_of_which_nothing_is_known_is_no_number(tmp_path: Path) -> None:
+    """Neither arm ever reaches the target: each side of the ratio is open, and so is its estimate."""
+    rule = entry(metric={"name": "steps_to", "target": {"norm": "layer"}}, effect="ratio", bounds={"below": 1})
+    for seed in range(3):
+        for norm, height in {"none": 0.3, "batch": 0.4, "layer": 0.9}.items():
+            write(tmp_path, "study", f"norm={norm}", seed, climb(height, 800))
+    verdict = verdict_of(tmp_path, rule)
+    assert math.isnan(verdict.estimate)
+    assert (verdict.low, verdict.high, verdict.censored) == (0, math.inf, 6)
+    assert ours(rule, verdict) == "unknown [0, ∞]"
+
+
+def test_a_number_that_is_missing_is_unknown_and_not_censored(tmp_path: Path) -> None:
+    rule = entry(metric={"name": "summary", "key": "cost"}, effect="difference", bounds={"below": 0})
+    for seed in range(3):
+        for norm in ("none", "batch"):
+            write(tmp_path, "study", f"norm={norm}", seed, climb(0.5, 800), summary={"cost": None if seed else 1.0})
+    verdict = verdict_of(tmp_path, rule)
+    assert (verdict.verdict, verdict.censored) == ("inconclusive", 0)
+    assert "4 number(s) could not be read off" in verdict.note
 
 
 def test_more_claims_widen_every_interval(tmp_path: Path) -> None:
@@ -519,7 +542,7 @@ def test_another_studys_runs_are_never_read(tmp_path: Path) -> None:
     assert {v.verdict for v in judge(load_ledger(), empty)} == {"not run"}
 
 
-def test_the_scoreboard_shows_every_claim_in_one_table(tmp_path: Path) -> None:
+def test_the_scoreboard_shows_every_claim_and_later_publications_apart(tmp_path: Path) -> None:
     paired_runs(tmp_path)
     rules = {
         e.id: e
@@ -527,12 +550,17 @@ def test_the_scoreboard_shows_every_claim_in_one_table(tmp_path: Path) -> None:
             entry(),
             entry("slower", bounds={"above": 1}),
             entry("later", study="unborn"),
+            entry("others", where="Ba et al. 2016", says="Layer normalization is faster."),
             entry("amended", amendments=[{"replaces": "none", "on": "2026-01-01", "why": "x"}]),
         )
     }
     verdicts = judge(rules, records.load_runs(tmp_path))
     text = scoreboard_markdown(verdicts, rules)
-    assert "2 reproduced, 1 contradicted, 0 inconclusive, 1 not run." in text
+    own, others = text.split("**Asked of it afterwards:** 1 reproduced, 0 contradicted, 0 inconclusive, 0 not run.")
+    assert "**Of the paper:** 2 reproduced, 1 contradicted, 0 inconclusive, 1 not run." in own
+    assert "| others | Ba et al. 2016: Layer normalization is faster. |" in others
+    assert "| faster |" in own
+    assert "| faster |" not in others
     rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
     assert " | contradicted | 5 | laptop |" in rows["slower"]
     assert rows["slower"].count(" | ") == rows["faster"].count(" | ") == rows["later"].count(" | ") == 6

@@ -79,6 +79,11 @@ def test_drift_is_the_mean_range_over_percentiles_and_units() -> None:
 def test_gap_is_taken_at_equal_training_loss() -> None:
     assert metrics.gap_at([2.0, 1.0, 0.5], [2.1, 1.3, 1.2], 1.0) == pytest.approx(0.3)
     assert metrics.gap_at([math.nan, 1.0], [2.0, 1.5], 1.2) == pytest.approx(0.5)
+    # A quarter of the way from the row before, and past a row that lacks a loss: 1.4 less 1.25 training loss.
+    assert metrics.gap_at([1.5, 1.4, 0.5], [1.5, math.nan, 1.1], 1.25) == pytest.approx(1.4 - 1.25)
+    # Two nets on one path have one gap there, however far apart their rows are.
+    path = [2.0, 1.75, 1.5, 1.25, 1.0], [2.1, 2.0, 1.9, 1.8, 1.7]
+    assert metrics.gap_at(*path, 1.25) == pytest.approx(metrics.gap_at(path[0][::2], path[1][::2], 1.25))
     assert math.isnan(metrics.gap_at([2.0, 1.0], [2.1, 1.3], 0.9))
 
 

@@ -127,14 +127,6 @@ def test_holm_bounds_the_chance_of_any_error() -> None:
     assert 0.035 < wrong / 4000 < 0.06
 
 
-def test_interquartile_mean() -> None:
-    assert stats.interquartile_mean([1, 2, 3, 100]) == pytest.approx(2.5)
-    assert stats.interquartile_mean([0, 1, 2, 3, 50]) == pytest.approx((0.75 * 1 + 2 + 0.75 * 3) / 2.5)
-    rng = np.random.default_rng(3)
-    values = rng.normal(size=16)
-    assert stats.interquartile_mean(values) == pytest.approx(distributions.trim_mean(values, 0.25))
-
-
 def test_required_n_is_the_textbooks() -> None:
     one_sigma = [1 - math.sqrt(0.5), 1 + math.sqrt(0.5)]  # mean 1, standard deviation 1
     assert stats.required_n(one_sigma, ABOVE_0, 0.05) == 10

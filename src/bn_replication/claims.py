@@ -256,6 +256,8 @@ def _paired(entry: Entry, chosen: Mapping[str, Sequence[Run]], scale: str, steps
     if isinstance(entry.metric, Summary) and entry.metric.against:
         measured["control"] = [_summary(arms["treatment"][seed][0], entry.metric.against) for seed in seeds]
     control = measured.get("control", [Measured(0.0, 0.0)] * len(seeds))
+    if unknown := sum(m == UNKNOWN for m in itertools.chain(control, treatment)):
+        notes.append(f"{unknown} number(s) could not be read off: no finite value is there")
     used = [run for role in arms if role != "target" for seed in seeds for run in arms[role][seed]]
     return Evidence(
         seeds=seeds,
@@ -263,7 +265,7 @@ def _paired(entry: Entry, chosen: Mapping[str, Sequence[Run]], scale: str, steps
         control=measured.get("control", []),
         treatment=treatment,
         steps=steps,
-        censored=sum(m.low != m.high for m in itertools.chain(control, treatment)),
+        censored=sum(m.low != m.high and m != UNKNOWN for m in itertools.chain(control, treatment)),
         diverged=sum(run["status"] == "diverged" for run in used),
         notes=notes,
     )
@@ -492,7 +494,7 @@ def _empirical(
 
 
 def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
+    return math.inf if value >= 700 else math.exp(value)
 
 
 def _listed(measured: Iterable[Measured]) -> str:

@@ -97,7 +97,7 @@ class GapAtLoss(_Strict):
     taken: the running mean of the batches would lag behind, and dropout and distortion would add to it.
     """
 
-    name: Literal["gap_at_loss"]
+    name: Literal["gap_at_equal_loss"]
     train: str = "fit_loss"
 
 

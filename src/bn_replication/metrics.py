@@ -120,16 +120,37 @@ def drift(percentiles: ArrayLike) -> float:
     return float(np.ptp(trajectory, axis=0).mean()) if len(trajectory) > 1 else math.nan
 
 
-def first_at(train: ArrayLike, held_out: ArrayLike, target: float) -> int | None:
-    """Return the first row whose training loss is at most ``target`` and whose held-out loss is known, if any."""
-    hits = np.flatnonzero((np.asarray(train, float) <= target) & np.isfinite(np.asarray(held_out, float)))
-    return int(hits[0]) if hits.size else None
+class Losses(NamedTuple):
+    """Training and held-out loss of a net at one moment, and the first row of its curve that is not before it."""
+
+    train: float
+    held_out: float
+    row: int
+
+
+def at_loss(train: ArrayLike, held_out: ArrayLike, target: float) -> Losses | None:
+    """Return the losses where that of training first comes down to ``target``, if it does.
+
+    Interpolated linearly from the row before, as :func:`steps_to` is: nets whose rows lie far apart are then compared
+    at one training loss, and none is read at a lower one than the other. Rows that lack either loss are passed over.
+    """
+    fit, other = np.asarray(train, float), np.asarray(held_out, float)
+    known = np.flatnonzero(np.isfinite(fit) & np.isfinite(other))
+    hits = np.flatnonzero(fit[known] <= target)
+    if not hits.size:
+        return None
+    row = known[hits[0]]
+    if hits[0] == 0:
+        return Losses(float(fit[row]), float(other[row]), int(row))
+    before = known[hits[0] - 1]
+    share = (fit[before] - target) / (fit[before] - fit[row])
+    return Losses(float(target), float(other[before] + share * (other[row] - other[before])), int(row))
 
 
 def gap_at(train: ArrayLike, held_out: ArrayLike, target: float) -> float:
-    """Return held-out less training loss where the latter is first at most ``target``; NaN if nowhere."""
-    row = first_at(train, held_out, target)
-    return math.nan if row is None else float(np.asarray(held_out, float)[row] - np.asarray(train, float)[row])
+    """Return held-out less training loss where the latter first comes down to ``target``; NaN if nowhere."""
+    found = at_loss(train, held_out, target)
+    return math.nan if found is None else found.held_out - found.train
 
 
 def usable_width(grid: Sequence[float], accuracies: Sequence[float], chance: float, keep: float) -> Width:

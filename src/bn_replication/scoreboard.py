@@ -20,9 +20,11 @@ START, END = "<!-- scoreboard -->", "<!-- /scoreboard -->"
 _LEGEND = (
     "In brackets: the interval that decides, at the confidence that Holm's procedure allots the claim among "
     "all those judged at its scale (given in `verdicts.csv`), so that all verdicts of a scale hold together "
-    "with 95% confidence. *n*: pairs of seeds, or runs. *Censored* runs never reached the target, *diverged* "
-    "ones ceased to be finite; both are counted. *Needs*: how many seeds would decide with a probability of "
-    "80%, if the mean and scatter of these few are the truth."
+    "with 95% confidence. *n*: pairs of seeds, or runs. *Censored* runs never reached the target "
+    "(of a range: it goes on beyond the grid), *diverged* ones ceased to be finite; both are counted. *Needs*: how "
+    "many seeds would decide with a probability of 80%, if the mean and scatter of these few are the truth. A ratio's "
+    "interval is told in the direction of its estimate: of *fewer steps*, 0.5x is twice as many and 0 is never; of "
+    "*more steps*, 0.5x is half as many and ∞ is never."
 )
 
 # What a ratio below and above 1 is called, by metric.
@@ -32,9 +34,9 @@ _TOLD = {
     "final": "accuracy at the end",
     "best": "best accuracy",
     "usable_width": "usable range of rates",
-    "gap_at_loss": "gap at equal training loss",
+    "gap_at_equal_loss": "gap at equal training loss",
 }
-_UNIT = {"usable_width": " decades", "gap_at_loss": " nats"}
+_UNIT = {"usable_width": " decades", "gap_at_equal_loss": " nats"}
 
 
 def ours(entry: Entry, verdict: Verdict) -> str:
@@ -123,30 +125,41 @@ def scoreboard_markdown(
     ledger: Mapping[str, Entry] | None = None,
     paper: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return the scoreboard in Markdown, markers included: every claim, all verdicts in one table and
-    type."""
+    """Return the scoreboard in Markdown, markers included: the paper's claims in one table, later publications' in one.
+
+    A claim has a row for each scale at which it has runs.
+    """
     ledger = load_ledger() if ledger is None else ledger
     paper = read_yaml(PAPER) if paper is None else paper
-    kinds = get_args(get_type_hints(Verdict)["verdict"])
-    counts = ", ".join(f"{sum(v.verdict == kind for v in verdicts)} {kind}" for kind in kinds)
-    lines = [START, "", f"{counts}.", ""]
-    lines += ["| claim | the paper says | paper | ours | verdict | n | scale |", "| --- " * 7 + "|"]
-    for verdict in verdicts:
-        entry = ledger[verdict.claim]
-        marks = {"censored": verdict.censored, "diverged": verdict.diverged}
-        told = [f"{count} {mark}" for mark, count in marks.items() if count]
-        told += [f"needs {verdict.needs}"] if verdict.needs else []
-        cells = [
-            verdict.claim,
-            entry.says,
-            papers(entry, paper) or "—",
-            ours(entry, verdict),
-            verdict.verdict + (" (rule amended)" if entry.amendments else ""),
-            (str(verdict.n) if verdict.n else "—") + (f" ({', '.join(told)})" if told else ""),
-            verdict.scale or "—",
-        ]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join([*lines, "", _LEGEND, "", END])
+    lines = [START, ""]
+    for own, head, says in (
+        (True, "Of the paper", "the paper says"),
+        (False, "Asked of it afterwards", "who asks what"),
+    ):
+        some = [verdict for verdict in verdicts if ledger[verdict.claim].of_paper is own]
+        kinds = get_args(get_type_hints(Verdict)["verdict"])
+        counts = ", ".join(f"{sum(v.verdict == kind for v in some)} {kind}" for kind in kinds)
+        if some:
+            lines += [f"**{head}:** {counts}.", ""]
+            lines += [f"| claim | {says} | paper | ours | verdict | n | scale |", "| --- " * 7 + "|"]
+            lines += [_row(ledger[verdict.claim], verdict, paper) for verdict in some] + [""]
+    return "\n".join([*lines, _LEGEND, "", END])
+
+
+def _row(entry: Entry, verdict: Verdict, paper: Mapping[str, Any]) -> str:
+    marks = {"censored": verdict.censored, "diverged": verdict.diverged}
+    told = [f"{count} {mark}" for mark, count in marks.items() if count]
+    told += [f"needs {verdict.needs}"] if verdict.needs else []
+    cells = [
+        verdict.claim,
+        entry.says if entry.of_paper else f"{entry.where}: {entry.says}",
+        papers(entry, paper) or "—",
+        ours(entry, verdict),
+        verdict.verdict + (" (rule amended)" if entry.amendments else ""),
+        (str(verdict.n) if verdict.n else "—") + (f" ({', '.join(told)})" if told else ""),
+        verdict.scale or "—",
+    ]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def verdicts_csv(verdicts: Sequence[Verdict]) -> str:

@@ -127,15 +127,6 @@ def holm_levels(p_values: Sequence[float], alpha: float) -> list[float]:
     return levels
 
 
-def interquartile_mean(values: Sequence[float]) -> float:
-    """Return the mean of the middle half of the values, the outermost of them weighted in part."""
-    x = np.sort(np.asarray(values, float))
-    # Value i fills the stretch [i, i + 1] of [0, n]; the weight is how much of it lies in the middle half.
-    left, right = np.arange(len(x)), np.arange(len(x)) + 1
-    weight = np.clip(np.minimum(right, 0.75 * len(x)) - np.maximum(left, 0.25 * len(x)), 0, None)
-    return float((weight * x).sum() / weight.sum())
-
-
 def required_n(
     values: Sequence[float], bounds: Bounds, alpha: float, power: float = 0.8, most: int = 200
 ) -> int | None:
@@ -143,7 +134,7 @@ def required_n(
 
     Takes the mean and spread seen so far for the truth, and alpha as it stands now, so it is a plan and not a promise:
     of a few seeds both are uncertain, and Holm's procedure may hand out another alpha then. Inside two bounds it errs
-    on the side of more. ``None``: more than ``most``, or fewer than two values to go by.
+    on the side of more. ``None``: more than ``most``, or no spread to go by (fewer than two values, or all the same).
     """
     x = np.asarray(values, float)
     if len(x) < 2 or not np.isfinite(x).all() or x.std(ddof=1) == 0:

@@ -224,7 +224,7 @@ def fig3_table(runs: Frame, curves: Frame, paper: Mapping[str, Any]) -> Frame:
 
 
 def usable_rates(runs: Frame, curves: Frame, chance: float = 0.1, keep: float = 0.8) -> Frame:
-    """Return each net's usable range of rates, one row a net and seed, as the claim ``rate-range`` measures it.
+    """Return each net's usable range of rates, one row a net and seed; ``chance`` and ``keep`` are the claim's.
 
     ``decades`` is how far apart the ends lie at which a net keeps ``keep`` of its own best gain over ``chance``;
     ``at least`` says that the range runs off the grid.

@@ -186,7 +186,7 @@ def loss_paths(ax: Axes, runs: Frame, curves: Frame) -> Frame:
     """Draw held-out over training loss, both in evaluation mode, a line a seed, and the gap at equal training loss.
 
     A seed's gap is read where either net first has the training loss that both reach: an upright from the diagonal
-    (no gap) to the net's path. Return what is drawn, with the ``gap`` in the row where it was read.
+    (no gap) to the net's path. Return what is drawn, with the ``gap`` in the first row that is not before it.
     """
     held_out = accuracy(curves).replace("accuracy", "loss")
     frame = curves.dropna(subset=["fit_loss", held_out]).sort_values("step", kind="stable")
@@ -197,11 +197,10 @@ def loss_paths(ax: Axes, runs: Frame, curves: Frame) -> Frame:
         for _, own in nets.groupby("run"):
             look = style[str(own["arm"].iloc[0])]
             ax.plot(own["fit_loss"], own[held_out], color=look.colour, linestyle=look.dash, linewidth=1.1, alpha=0.75)
-            if (row := metrics.first_at(own["fit_loss"], own[held_out], reached)) is not None:
-                here = own.iloc[row]
-                frame.loc[here.name, "gap"] = here[held_out] - here["fit_loss"]
-                ax.plot([here["fit_loss"]] * 2, [here["fit_loss"], here[held_out]], color=look.colour, linewidth=0.8)
-                ax.plot(here["fit_loss"], here[held_out], look.marker, color=look.colour, markersize=5)
+            if (at := metrics.at_loss(own["fit_loss"], own[held_out], reached)) is not None:
+                frame.loc[own.index[at.row], "gap"] = at.held_out - at.train
+                ax.plot([at.train] * 2, [at.train, at.held_out], color=look.colour, linewidth=0.8)
+                ax.plot(at.train, at.held_out, look.marker, color=look.colour, markersize=5)
     ends_at = frame["fit_loss"].min(), frame["fit_loss"].max()
     ax.plot(ends_at, ends_at, color="#888888", linewidth=0.8, linestyle=(0, (4, 3)))
     ax.set(xlabel="training loss, nats", ylabel=f"{held_out.replace('_', ' ')}, nats")
