@@ -189,6 +189,7 @@ def test_top_1_and_top_5_by_hand() -> None:
     together_found = errors(row.repeat(10, 1), torch.arange(10))
     assert together_found == {"top1_error": pytest.approx(0.9), "top5_error": pytest.approx(0.5)}
     # Knowing nothing is being right by chance, not always and not never.
+    assert errors(torch.full((4, 10), torch.nan), torch.arange(4)) == {"top1_error": 1.0, "top5_error": 1.0}
     even = torch.full((10, 10), 0.1, dtype=torch.float64)
     assert errors(even, torch.arange(10)) == {"top1_error": pytest.approx(0.9), "top5_error": pytest.approx(0.5)}
 

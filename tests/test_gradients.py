@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 
@@ -117,6 +118,27 @@ def test_a_run_stopped_before_the_key_existed_goes_on_and_ends_with_the_same_wei
     rows = [[json.loads(line) for line in files[records.ACTIVATIONS].splitlines()] for files in (found, alone)]
     assert [row for row in rows[0] if row["step"] > 20] == [row for row in rows[1] if row["step"] > 20]
     assert not any("gradient" in row for row in rows[0] if row["step"] <= 20)
+
+
+@pytest.mark.parametrize("steps", [1, 30])
+def test_a_run_stopped_after_its_last_step_ends_as_if_it_had_not_been(composed: Compose, steps: int) -> None:
+    """No step is left that would make its gradients again, and its summary asks for them."""
+    cfg, _ = composed(*SMALL, f"steps={steps}", "measure.gradient_ratio=true")
+
+    def stop(step: int, *_: object) -> None:
+        if step == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        run(cfg, "stopped", stop)
+    assert run(cfg, "stopped").status == "completed"
+    run(cfg, "alone")
+    stopped, alone = (records.read_run_json(place(cfg, arm)) for arm in ("stopped", "alone"))
+    assert stopped is not None
+    assert alone is not None
+    assert stopped["summary"] == alone["summary"]
+    assert math.isfinite(stopped["summary"]["gradient_ratio"])
+    assert files_of(place(cfg, "stopped")) == files_of(place(cfg, "alone"))
 
 
 def test_what_earlier_records_were_of_is_what_it_is_now(composed: Compose) -> None:

@@ -229,6 +229,22 @@ def test_a_preparation_killed_midway_goes_on_and_ends_the_same_to_the_byte(
     assert all((tmp_path / name).stat().st_mtime_ns == before[name] for name in kept)
 
 
+def test_a_set_whose_description_is_damaged_is_named_and_goes_on_without_it(
+    tree: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(prepared, tmp_path / "p")
+    words = ["--source", str(tree / "imagenet"), "--into", str(tmp_path / "p"), "--shard", str(SHARD)]
+    for damage in ("", '{"version": '):
+        (tmp_path / "p" / prepare.INDEX).write_text(damage)
+        assert prepare.main(words) == 2
+        error = capsys.readouterr().err
+        assert "index.json damaged" in error
+        assert error.count("\n") == 1
+    (tmp_path / "p" / prepare.INDEX).unlink()
+    assert prepare.main(words) == 0
+    assert contents(tmp_path / "p") == contents(prepared)
+
+
 def _killed_at(source: Path, into: Path, limit: int) -> None:
     def kill(done: int, _: int) -> None:
         if done >= limit:

@@ -19,6 +19,7 @@ from torch.testing import assert_close
 
 from bn_replication import norms
 from bn_replication.errors import UserError
+from bn_replication.models.layers import needs_bias
 
 SHAPES = {"fully connected": (12, 3), "convolutional": (4, 3, 5, 2)}
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -172,14 +173,15 @@ def test_shifts_tells_whether_a_bias_in_front_is_redundant(path: Path, shape: tu
     unmoved = bool((y - layer(x)).abs().max() < 1e-9)
     gradient = torch.autograd.grad((y * draw(*y.shape, seed=1)).sum(), bias)[0]
     # Redundant: neither the output nor the gradient knows it. (Detached: the gradient alone.)
-    assert norms.has_shift(norm_layer) == (unmoved and bool(gradient.abs().max() < 1e-9))
+    assert needs_bias(norm_layer, "before") != (unmoved and bool(gradient.abs().max() < 1e-9))
     assert unmoved == (path.stem in SHIFTED)
 
 
-def test_has_shift_answers_for_closures_and_for_pytorchs_own() -> None:
-    assert norms.has_shift(lambda channels: norms.BatchNorm(channels))
-    assert norms.has_shift(nn.BatchNorm2d)
-    assert not norms.has_shift(nn.Identity)
+def test_whether_a_bias_is_needed_is_told_of_closures_and_of_pytorchs_own() -> None:
+    assert not needs_bias(lambda channels: norms.BatchNorm(channels), "before")
+    assert not needs_bias(nn.BatchNorm2d, "before")
+    assert needs_bias(nn.BatchNorm2d, "after")
+    assert needs_bias(nn.Identity, "before")
 
 
 # --- errors ---------------------------------------------------------------------------------------------

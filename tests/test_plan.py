@@ -148,3 +148,8 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         assert captured.out == ""
         assert said in captured.err
         assert captured.err.count("\n") == 1
+
+
+def test_a_study_whose_rate_is_yet_to_be_chosen_is_planned_all_the_same(tmp_path: Path) -> None:
+    study, nets = plan.compose_study("own_best_rate", "gpu", "cpu", tmp_path)
+    assert (len(study.runs), len(nets)) == (12, 2)

@@ -103,6 +103,22 @@ def precision(cfg: Config) -> torch.dtype:
     return torch.bfloat16 if cfg.precision == "bfloat16" else torch.float32
 
 
+def device(name: str, key: str) -> None:
+    """Make ``name`` (cpu, cuda or cuda:N) the device on which streams, generators and new tensors are by default.
+
+    Raises :class:`UserError`, which names ``key``, if it is not there.
+    """
+    if not name.startswith("cuda"):
+        return
+    if not torch.cuda.is_available():
+        raise UserError(f"{key}: found '{name}', expected cpu: torch sees no GPU here")
+    index, count = torch.device(name).index, torch.cuda.device_count()
+    if index is not None:
+        if index >= count:
+            raise UserError(f"{key}: found '{name}', expected cuda:{count - 1} at most: torch sees {count} GPU(s) here")
+        torch.cuda.set_device(index)
+
+
 def sgd(network: nn.Module, options: Optimizer) -> torch.optim.SGD:
     """Return SGD over ``network``: weights decay; biases and what a norm learns do not unless ``l2_on_norm``.
 

@@ -292,8 +292,7 @@ def main(options: argparse.Namespace) -> int:
     """Evaluate every network and ensemble that has no record yet, print Figure 4's table, and return the exit code."""
     place = Place(options.device, options.data, options.source)
     try:
-        if place.device.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"found --device {place.device}, expected cpu: torch sees no GPU here")
+        build.device(place.device, "--device")
         whole, lacking = ensembles(options.root, options.study, options.scale)
         for line in lacking:
             print(line, flush=True)

@@ -185,5 +185,6 @@ def errors(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
     own = probabilities.gather(1, labels[:, None])
     classes = torch.arange(probabilities.shape[1])
     before = (probabilities > own) | ((probabilities == own) & (classes < labels[:, None]))
-    rank = before.sum(1)  # (N,) how many classes come before the label
+    # (N,) how many classes come before the label; where a probability is no number, nothing was answered.
+    rank = before.sum(1).where(probabilities.isfinite().all(1), probabilities.shape[1])
     return {f"top{k}_error": (rank >= k).double().mean().item() for k in (1, 5)}

@@ -89,5 +89,6 @@ class Recorded:
         self.inputs, self.labels = inputs.clone(), labels.clone()
         self.rate = torch.zeros((), device=inputs.device)
         torch.cuda.synchronize()
-        with torch.cuda.graph(self.graph, stream=self.stream):
+        # Other threads (one that pins the next batches, say) may go on meanwhile.
+        with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
             self.result = self.update(self.inputs, self.labels, self.rate)

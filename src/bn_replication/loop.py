@@ -70,9 +70,12 @@ def fit(
     advance = Recorded(update) if record and on_gpu and world.size == 1 and recordable(model) else update
     for step in range(start, steps):
         inputs, labels = batches(step)
+        pace = rate(step)
+        if on_gpu:  # as a recorded update reads it, so that an update rounds alike whether it is one or not
+            pace = torch.tensor(pace, dtype=torch.float32).item()
         # Dropout draws from the global generator, and so does norm=noisy; seeded here, they hang on the step alone.
         seed_global(inputs.device, stream_seed(seed, "dropout", step, world.rank))
-        loss, right = advance(inputs, labels, rate(step))
+        loss, right = advance(inputs, labels, pace)
         value, correct = world.total(loss.item(), int(right))
         if not math.isfinite(value):  # on any replica, and so on all
             return step + 1

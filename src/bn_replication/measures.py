@@ -52,6 +52,7 @@ class Measures:
         decay = cfg.measure.average
         self.average = None if decay is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.landscapes: list[dict[str, float]] = []  # one a row of the curve
+        self.gradients: dict[str, float | None] = {}  # of the last step, where a checkpoint brings them
 
     def after_step(self) -> None:
         """Take an update of the weights into their moving average."""
@@ -61,12 +62,16 @@ class Measures:
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs of what is measured step by step."""
         state = {} if self.average is None else {"average": self.average.state_dict()}
-        return state | ({"landscapes": self.landscapes} if self.landscapes else {})
+        # A run stopped after its last step has no step left that would make them again.
+        gradients = self._gradients() if self.cfg.measure.gradients or self.cfg.measure.gradient_ratio else {}
+        kept = {"landscapes": self.landscapes, "gradients": gradients}
+        return state | {key: value for key, value in kept.items() if value}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.landscapes = list(state.get("landscapes", []))
+        self.gradients = dict(state.get("gradients", {}))
 
     def columns(self, rate: float) -> dict[str, float]:
         """Return what a row of the curve has besides; ``rate`` is the learning rate of the step that comes next."""
@@ -112,7 +117,7 @@ class Measures:
 
     def _gradients(self) -> dict[str, float | None]:
         weights = feeding_weights(self.model, nonlinearities(self.model, tuple(ACTIVATIONS.values())))
-        return gradient_rms(weights)
+        return gradient_rms(weights) or self.gradients
 
     def _gradient_ratio(self) -> float:
         values = list(self._gradients().values())

@@ -557,13 +557,6 @@ class NoNorm(nn.Identity):
         super().__init__()
 
 
-def has_shift(norm_layer: Callable[[int], nn.Module]) -> bool:
-    """Return whether a bias in front of such a layer is redundant: ``bias=not has_shift(norm_layer)``."""
-    # One is built and asked, so that partials, closures and PyTorch's own classes all answer.
-    layer = norm_layer(1)
-    return getattr(layer, "shifts", isinstance(layer, _BatchNorm))
-
-
 def materialize(model: nn.Module, example: Tensor) -> None:
     """Tell layers what only the whole net knows; nothing else changes.
 

@@ -212,7 +212,10 @@ def compose_study(study: str, scale: str, device: str, root: Path) -> tuple[Stud
             words = tuple(f"{key}={'null' if value is None else value}" for key, value in axes.items())
             if words not in composed:
                 fixed = [f"experiment={study}", f"scale={scale}", f"machine.device={device}"]
-                tree = resolved(compose("train", [*fixed, *words]))
+                found = compose("train", [*fixed, *words])
+                # What a run takes does not hang on its rate, which a sweep may have yet to choose.
+                found.tuned, found.optimizer.rate = {}, 1.0
+                tree = resolved(found)
                 if device == "cpu":
                     tree["precision"] = "float32"  # the probe's, where the scale asks for a GPU's
                 composed[words] = validate(tree)

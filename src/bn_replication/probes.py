@@ -2,8 +2,8 @@
 
 The input of a nonlinearity is ``Wu + b`` in a plain network and ``gamma * x_hat + beta`` in a normalised one,
 so one definition serves both. A probe reads it on a fixed batch, dropout off, normalised by that batch's own
-statistics as in training, and moved as in its last step where a norm adds noise. It leaves no trace: no running average
-moves, no random number is drawn.
+statistics as in training (``ZCANorm``, which whitens, by its running ones), and moved as in its last step where a norm
+adds noise. It leaves no trace: no running average moves, no random number is drawn.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def _lead(cfg: Config, arm: str, report: Callable[..., None], world: World) -> O
                 if done["status"] != "failed":
                     world.hear(None)
                     return Outcome("skipped", f"already {done['status']}")
-            _device_ready(cfg)
+            build.device(cfg.machine.device, "machine.device")
             # Nobody else is at work here: what a kill left half-written goes, and so does a failure now tried again.
             records.remove_temporaries(directory)
             (directory / records.RUN).unlink(missing_ok=True)
@@ -522,8 +522,3 @@ def _signals(stop: Callable[..., None]) -> Iterator[None]:
             signal.signal(number, handler)
         if warned:
             signal.raise_signal(signal.SIGUSR2)
-
-
-def _device_ready(cfg: Config) -> None:
-    if cfg.machine.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"machine.device: found '{cfg.machine.device}', expected cpu: torch sees no GPU here")

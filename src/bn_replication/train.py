@@ -35,6 +35,10 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 OmegaConf.register_new_resolver(
     "at_paper", lambda scale, there, elsewhere: there if scale == "paper" else elsewhere, replace=True
 )
+# What is left of the rate after so many steps of 32 images of ImageNet, as GoogLeNet decays it: x0.96 every 8 epochs.
+OmegaConf.register_new_resolver(
+    "googlenet_decay", lambda steps: 0.96 ** (int(steps) * 32 / 1_281_167 / 8), replace=True
+)
 # Overrides that an arm is not named by: they say which run of it this is, or nothing that changes a number.
 _NOT_IN_ARM = ("seed", "scale", "experiment", "study", "tuned", "wandb", "machine", "hydra", "data.root", "data.source")
 
@@ -43,6 +47,7 @@ _NOT_IN_ARM = ("seed", "scale", "experiment", "study", "tuned", "wandb", "machin
 _sweep: list[jobs.Job] | None = None
 # Seconds for which a process that has failed because another did, or as another did, leaves the word to that one.
 _PATIENCE = 10.0
+_LONGEST = 255  # bytes, of a folder's name
 # How Hydra's complaint of a group that is given a number or a mapping (variant=0) begins.
 _NO_NAME = "Config group override"
 
@@ -144,7 +149,13 @@ def arm_of(tree: DictConfig, overrides: list[str], swept: Any) -> str:
         value = OmegaConf.select(tree, key.rpartition("@")[2])  # norm@last_norm=... stands at last_norm
         return value.name if isinstance(value, DictConfig) and "name" in value else value
 
-    return ",".join(f"{key}={value_of(key)}" for key in axes).replace("/", "_") or "default"
+    name = ",".join(f"{key}={value_of(key)}" for key in axes).replace("/", "_") or "default"
+    if (length := len(name.encode())) > _LONGEST:
+        raise UserError(
+            f"found overrides that make a folder's name of {length} bytes, expected {_LONGEST} at most; "
+            "put those that all runs share into a file of configs/experiment/"
+        )
+    return name
 
 
 def resolved(tree: DictConfig) -> dict[str, Any]:
@@ -216,9 +227,16 @@ def _queue(sweep: progress.Sweep) -> list[jobs.Job]:
     return queue
 
 
-def explain(error: Exception) -> str:
+def explain(error: BaseException) -> str:
     """Return a complaint of Hydra's in one line, with the nearest valid name where a name is what was wrong."""
     text = " ".join(str(error).split())
+    if not text and error.__cause__ is not None:  # Hydra's "composition failed" leaves the reason to its cause
+        return explain(error.__cause__)
+    if match := re.search(r"Interpolation key 'tuned\.([^']+)' not found", text):
+        return (
+            f"found no tuned.{match[1]}, expected the rate that a sweep has chosen; run the one that the study's file "
+            "in configs/experiment/ names and put its answer there"
+        )
     if match := re.search(r"(?:Key '([^']+)' is not in struct|Could not override '([^']+)')", text):
         key = match[2] or match[1]
         given = _assigned()

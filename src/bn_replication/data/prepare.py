@@ -105,7 +105,13 @@ def _same_plan(into: Path, plan: dict[str, Any]) -> bool:
     """Whether the set is finished; refuse another one's folder."""
     for name in (INDEX, STARTED):
         with contextlib.suppress(FileNotFoundError):
-            there = json.loads((into / name).read_text())
+            try:
+                there = json.loads((into / name).read_text())
+            except ValueError:
+                raise UserError(
+                    f"found {into / name} damaged, expected the description of a prepared set; remove the file, and "
+                    "the same command goes on with the shards that are whole"
+                ) from None
             changed = [key for key, value in plan.items() if there.get(key) != value]
             if changed:
                 raise UserError(
@@ -342,9 +348,11 @@ def main(words: Sequence[str] | None = None) -> int:
         print("imagenet: stopped; the same command goes on", file=sys.stderr)
         return 130
     except OSError as error:
+        there = Path(error.filename or into)
+        ours = there == into or into in there.parents
+        expected = "room to write; free some" if ours else "what can be read; mend it or name another with --source"
         print(
-            f"error: found '{error.strerror}' at {error.filename or into}, expected room to write; free some and "
-            "type the same command again",
+            f"error: found '{error.strerror}' at {there}, expected {expected} and type the same command again",
             file=sys.stderr,
         )
         return 2
