@@ -9,10 +9,13 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from bn_replication import records, report, stats
+from bn_replication import figures, records, report, stats
 from bn_replication.ledger import LEDGER, load_ledger, read_yaml
 from browser import executable, tab
 from test_figures import figure_1, figure_2, known_rates, write_run
@@ -131,24 +134,58 @@ def test_published_and_own_records_are_judged_apart_and_named(both: tuple[Path, 
     assert not any("fig2" in entry for entry in own)
 
 
-def test_chart_data_are_the_records_numbers(both: tuple[Path, str]) -> None:
-    packed = re.search(r'id="yours-laptop-fig1_mnist-curves">([^<]+)</script>', both[1])
+def chart(page: str, name: str) -> dict[str, Any]:
+    """Return a chart's data as its script makes them: one series a row."""
+    packed = re.search(rf'id="{name}"[^>]*>([^<]+)</script>', page)
     assert packed is not None
-    curves = json.loads(gzip.decompress(base64.b64decode(packed[1])))
+    data = json.loads(gzip.decompress(base64.b64decode(packed[1])))
+    columns: dict[str, list[Any]] = data["series"]
+    rows = zip(*columns.values(), strict=True)
+    series = [{key: value for key, value in zip(columns, row, strict=True) if value is not None} for row in rows]
+    return {**data, "series": series}
+
+
+def test_a_thinned_line_is_the_line(tmp_path: Path) -> None:
+    """Every point of the lines that were drawn lies on the lines that are left, to a fifth of a point."""
+    steps = np.arange(120)  # what has more points matplotlib thins itself
+    lines = [(steps, np.sin(steps / 40)), (steps, steps / 120.0), (steps, np.random.default_rng(0).normal(size=120))]
+    figure = Figure()
+    axes = figure.add_subplot()
+    for x, y in lines:
+        axes.plot(x, y)
+    drawn = figures.render(figure).decode()
+    inlined = str(report.inline(drawn.encode(), "key", "a label"))
+    before, after = (
+        [np.array(d.split(), float).reshape(-1, 2) for d in re.findall(r' d="M([-\d. ]+)"', text)]
+        for text in (drawn, inlined)
+    )
+    assert len(before) == len(after)
+    thinner = 0
+    for full, few in zip(before, after, strict=True):
+        start, step = few[:-1], np.diff(few, axis=0)
+        length = (step**2).sum(1)
+        along = ((full[:, None] - start) * step).sum(-1) / np.where(length, length, 1)
+        nearest = start + along.clip(0, 1)[..., None] * step
+        assert np.linalg.norm(full[:, None] - nearest, axis=-1).min(1).max() < 0.2
+        thinner += len(full) - len(few)
+    assert thinner > 120
+    assert len(re.findall(r'id="([^"]+)"', inlined)) == len(re.findall(r' id="', drawn))
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', inlined)) <= set(re.findall(r' id="([^"]+)"', inlined))
+
+
+def test_chart_data_are_the_records_numbers(both: tuple[Path, str]) -> None:
+    curves = chart(both[1], "yours-laptop-fig1_mnist-curves")
     assert [arm["label"] for arm in curves["arms"]] == ["plain", "BN"]
     assert {(one["arm"], one["seed"]) for one in curves["series"]} == {(a, s) for a in (0, 1) for s in range(2)}
     plain = next(one for one in curves["series"] if one["arm"] == 0)
     assert plain["test_accuracy"] == [0.1, 0.5, 0.8, 0.9, 0.95]
     assert plain["train_loss"][0] is None  # there is no training loss before training
-    packed = re.search(r'id="published-laptop-fig2_inception-layers"[^>]*>([^<]+)</script>', both[1])
-    assert packed is not None
-    layers = json.loads(gzip.decompress(base64.b64decode(packed[1])))
+    layers = chart(both[1], "published-laptop-fig2_inception-layers")
     assert len(layers["layers"]) == 6
     assert max(len(one["step"]) for one in layers["series"]) == 3
     assert all(one["gradient"] == [None, 1e-5, 5e-6] for one in layers["series"])
-    earlier = re.search(r'id="published-laptop-fig1_mnist-layers"[^>]*>([^<]+)</script>', both[1])
-    assert earlier is not None  # of before there were gradients
-    assert "gradient" not in json.loads(gzip.decompress(base64.b64decode(earlier[1])))["series"][0]
+    # Of before there were gradients.
+    assert "gradient" not in chart(both[1], "published-laptop-fig1_mnist-layers")["series"][0]
 
 
 def test_the_rule_and_the_command_stand_beside_each_claim(both: tuple[Path, str]) -> None:
@@ -168,6 +205,12 @@ def test_the_rule_and_the_command_stand_beside_each_claim(both: tuple[Path, str]
         "make ensemble",
         "make ensemble SCALE=gpu",
     )
+    # As many seeds as were judged, and the device that the scale is for.
+    run = "python -m bn_replication.train -m experiment=fig2_inception"
+    assert report.command("fig2_inception", "laptop", 3) == run
+    assert report.command("fig2_inception", "laptop", 5) == f"{run} 'seed=range(5)'"
+    assert report.command("fig2_inception", "gpu", 5) == f"{run} scale=gpu machine.device=cuda"
+    assert report.command("beyond_norms", "laptop", 6) == "python -m bn_replication.train -m experiment=beyond_norms"
     assert "14.8x" in page.text  # Figure 3 as printed ...
     assert "Figure 3: the paper’s table beside ours" in page.text
 

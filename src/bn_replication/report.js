@@ -138,6 +138,14 @@ async function unpack(script) {
   return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
 }
 
+// A chart's data: its series stand key by key, and become rows.
+async function chart(script) {
+  const data = JSON.parse(await unpack(script));
+  const keys = Object.entries(data.series);
+  data.series = keys[0][1].map((_, row) => Object.fromEntries(keys.filter(([, column]) => column[row] !== null).map(([key, column]) => [key, column[row]])));
+  return data;
+}
+
 // Vega-Lite, unpacked for the first chart and not before.
 let vega;
 const library = () => (vega ??= unpack(document.getElementById("vega")).then((text) => { document.head.append(element("script", { text })); }));
@@ -157,7 +165,7 @@ function armBoxes(data, state, draw) {
 }
 
 async function startCurves(figure) {
-  const data = JSON.parse(await unpack(document.getElementById(figure.dataset.chart)));
+  const data = await chart(document.getElementById(figure.dataset.chart));
   const [controls, view] = [figure.querySelector(".controls"), figure.querySelector(".view")];
   const state = { shown: data.arms.map(() => true), column: data.columns[0], every: false, late: false, logX: false, logY: false };
   const draw = () => embed(view, curves(data, state));
@@ -184,7 +192,7 @@ async function startDistributions(figure) {
   };
   const set = (key) => (value) => { state[key] = value; draw(); };
   const open = async (id) => {
-    data = JSON.parse(await unpack(document.getElementById(id)));
+    data = await chart(document.getElementById(id));
     Object.assign(state, { shown: data.arms.map(() => true), layer: String(data.layers.length - 1) });
     const layer = choice("Layer", data.layers.map((name, i) => [String(i), `${i + 1}. ${name}`]), set("layer"));
     layer.querySelector("select").value = state.layer;

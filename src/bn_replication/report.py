@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import collections
 import functools
 import gzip
 import itertools
@@ -26,10 +27,12 @@ from typing import Any
 from urllib.parse import quote
 
 import jinja2
+import numpy as np
 import pandas as pd
 import vl_convert
 import yaml
 from markupsafe import Markup
+from matplotlib.path import Path as Path2D
 
 from bn_replication import fig4, figures, sensitivity
 from bn_replication.claims import Verdict, judge
@@ -42,6 +45,8 @@ from bn_replication.ledger import (
     PAPER,
     SCALES,
     Entry,
+    Grid,
+    at_scale,
     load_ledger,
     read_yaml,
 )
@@ -56,11 +61,13 @@ from bn_replication.records import (
 from bn_replication.scoreboard import measured, ours, papers, unadjusted
 
 HERE = Path(__file__).parent
-STUDIES = EXPERIMENTS.parent / "configs" / "experiment"
+STUDIES, SCALE = (EXPERIMENTS.parent / "configs" / group for group in ("experiment", "scale"))
 ROOTS = (Path("results/published"), Path("results/runs"))
 LIMIT = 5_000_000  # bytes the page should stay below
 POINTS = 150  # a run's curve is thinned to about so many rows in the interactive charts
-PROBES = 12  # and its activations to about so many probes
+PROBES = 10  # and its activations to about so many probes
+# Lines of so few points are left as they are; how far a thinned one may lie from what it was, in points.
+SHORT, TOLERANCE = 8, 0.1
 PROSE = ("where", "says", "paper", "why", "amendments")
 COMMANDS = {
     "exact": "python -m bn_replication.exact",
@@ -108,7 +115,7 @@ def scoreboard(ledger: Mapping[str, Entry], paper: Mapping[str, Any], found: Seq
 
 def _cell(entry: Entry, verdict: Verdict | None) -> dict[str, Any]:
     if verdict is None:
-        return {"verdict": "not run", "ours": "—", "n": "—", "row": None, "plain": ""}
+        return {"verdict": "not run", "ours": "—", "n": "—", "seeds": 0, "row": None, "plain": ""}
     marks = [f"{getattr(verdict, mark)} {mark}" for mark in ("censored", "diverged") if getattr(verdict, mark)]
     marks += [f"needs {verdict.needs}"] * bool(verdict.needs)
     n = str(verdict.n or "—") + (f" ({', '.join(marks)})" if marks else "")
@@ -116,6 +123,7 @@ def _cell(entry: Entry, verdict: Verdict | None) -> dict[str, Any]:
         "verdict": verdict.verdict,
         "ours": ours(entry, verdict),
         "n": n,
+        "seeds": verdict.n,
         "row": verdict,
         "plain": unadjusted(entry, verdict),
     }
@@ -127,14 +135,24 @@ def rule(entry: Entry, raw: Mapping[str, Any]) -> str:
     return yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None).strip()
 
 
-def command(study: str, scale: str) -> str:
-    """Return the command that runs a study; a study that only the ledger names so far has none yet."""
-    if study not in COMMANDS and not (STUDIES / f"{study}.yaml").exists():
+def command(study: str, scale: str, seeds: int = 0) -> str:
+    """Return the command that runs a study; a study that only the ledger names so far has none yet.
+
+    Args:
+        seeds: how many there are to run again, if they are more than the study has by itself.
+    """
+    path = STUDIES / f"{study}.yaml"
+    if study not in COMMANDS and not path.exists():
         return ""
     run = COMMANDS.get(study, f"python -m bn_replication.train -m experiment={study}")
-    if scale in ("", "laptop") or study in ("exact", "architecture"):
+    if scale == "" or study in ("exact", "architecture"):
         return run
-    return f"{run} SCALE={scale}" if run.startswith("make ") else f"{run} scale={scale}"
+    if run.startswith("make "):
+        return run if scale == "laptop" else f"{run} SCALE={scale}"
+    own = read_yaml(SCALE / f"{scale}.yaml")["seeds"].split(",")
+    words = [] if scale == "laptop" else [f"scale={scale}", "machine.device=cuda"]
+    words += [f"'seed=range({seeds})'"] if "seed: ${scale.seeds}" in path.read_text() and seeds > len(own) else []
+    return " ".join([run, *words])
 
 
 def asks(study: str) -> str:
@@ -181,12 +199,14 @@ def effect_svg(
 
 
 def inline(svg: bytes, key: str, label: str) -> Markup:
-    """Return an SVG as an element of the page: identifiers made unique, and a name for those who cannot see it."""
+    """Return an SVG as an element of the page: short identifiers that are unique there, lines of no more points than
+    show (all lie within a tenth of a point), and a name for those who cannot see it."""
     text = svg.decode()
-    text = text[text.index("<svg") :]
-    unique = f"{zlib.crc32(key.encode()):x}"
-    for before in (' id="', 'xlink:href="#', "url(#"):
-        text = text.replace(before, f"{before}i{unique}-")
+    text = text[text.index("<svg") :].replace("xlink:href=", "href=")
+    unique, numbers = f"i{zlib.crc32(key.encode()):x}", itertools.count()
+    names: dict[str, str] = collections.defaultdict(lambda: f"{unique}-{next(numbers):x}")
+    text = re.sub(r'( id="|href="#|url\(#)([^")]+)', lambda match: match[1] + names[match[2]], text)
+    text = re.sub(r' d="M([-\d. ]+)(z?)"', lambda match: f' d="M{_fewer(match[1])}{match[2]}"', text)
     # Its own size is for paper; on the page the style sheet sets the width.
     width = float(re.search(r'width="([\d.]+)pt"', text)[1])  # type: ignore[index]
     text = re.sub(r'(<svg[^>]*?) height="[\d.]+pt"', r"\1", text, count=1)
@@ -196,6 +216,16 @@ def inline(svg: bytes, key: str, label: str) -> Markup:
     )
     text = re.sub(r'^<svg(.*?) width="[\d.]+pt"', lambda match: head + Markup(match[1]), text, count=1, flags=re.DOTALL)
     return Markup(text)
+
+
+def _fewer(points: str) -> str:
+    """Return the points of a line, ``x y x y ...``, less those that lie on it anyway."""
+    path = Path2D(np.array(points.split(), float).reshape(-1, 2))
+    if len(path.vertices) <= SHORT:
+        return points
+    path.should_simplify, path.simplify_threshold = True, TOLERANCE
+    corners = path.cleaned(simplify=True).vertices[:-1]  # after the last one comes the word that it is the last
+    return " ".join(f"{round(float(value), 1):g}" for value in corners.ravel())
 
 
 def curves_data(runs: Frame) -> dict[str, Any] | None:
@@ -271,7 +301,15 @@ def _digits(value: Any, digits: int = 4) -> float | None:
 
 
 def packed(data: Any) -> Markup:
-    """Return text, or data as JSON, packed and in letters that mean nothing to HTML: a quarter of the bytes."""
+    """Return text, or data as JSON, packed and in letters that mean nothing to HTML: a quarter of the bytes.
+
+    A chart's ``series`` are packed key by key, and not one by one, which saves a quarter of the rest: numbers of a kind
+    stand together. The page's script makes rows of them again; ``null`` is a row that lacks the key.
+    """
+    if isinstance(data, Mapping) and "series" in data:
+        rows: list[dict[str, Any]] = data["series"]
+        keys = dict.fromkeys(key for row in rows for key in row)
+        data = {**data, "series": {key: [row.get(key) for row in rows] for key in keys}}
     text = data if isinstance(data, str) else json.dumps(data, separators=(",", ":"), allow_nan=False)
     return Markup(base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode())
 
@@ -300,7 +338,11 @@ def rate_tables(runs: Frame, fig2: Frame, paper: Mapping[str, Any]) -> list[dict
     if set(figures.axes_of(runs)) - {"norm", "optimizer.rate", "optimizer.multiple"}:
         return []  # several nets a norm: neither a best rate nor a range is theirs in common
     curves = load_curves(runs)
-    ranges = figures.usable_rates(runs, curves)
+    rule = load_ledger()["rate-range"].metric
+    assert isinstance(rule, Grid)
+    assert rule.keep is not None
+    chance = float(at_scale(rule.chance, str(runs["scale"].iloc[0])))
+    ranges = figures.usable_rates(runs, curves, chance, rule.keep)
     table = [
         {
             "net": str(net),
@@ -314,7 +356,8 @@ def rate_tables(runs: Frame, fig2: Frame, paper: Mapping[str, Any]) -> list[dict
     tables = [
         {
             "title": "The usable range of rates",
-            "caption": "Decades of rate around a net’s best over which it keeps four fifths of what it can learn, as "
+            "caption": "Decades of rate around a net’s best over which it keeps "
+            f"{rule.keep:.0%} of what it can learn, as "
             "the claim rate-range counts them; “≥” where the range runs off the grid.",
             "rows": table,
         }
@@ -328,7 +371,7 @@ def rate_tables(runs: Frame, fig2: Frame, paper: Mapping[str, Any]) -> list[dict
             "each seed": row["each seed"],
             "gain in best accuracy": _points(row["gain in best accuracy"]),
         }
-        for row in figures.speed_at_best_rates(runs, curves).to_dict("records")
+        for row in figures.speed_at_best_rates(runs, curves, chance).to_dict("records")
     ]
     if len(fig2) and {"inception", "bn_baseline"} <= set(fig2["choice.variant"]):
         table = figures.fig3_table(fig2, load_curves(fig2), paper.get("fig3", {}))
@@ -418,8 +461,9 @@ def panels(
                 table = fig3_rows(figures.fig3_table(runs, load_curves(runs), paper.get("fig3", {})))
             fig2 = source.runs[(source.runs["study"] == "fig2_inception") & (source.runs["scale"] == scale)]
             statuses = runs["status"].value_counts().to_dict()
-            # A study of first steps has no curves to speak of.
-            curves = None if same or runs["steps_done"].max() < 2 else curves_data(figures.trained(runs))
+            # A study of first steps has no curves to speak of, and one of alternatives too many to tell apart.
+            few = runs["steps_done"].max() < 2 or sensitivity.of_study(study)
+            curves = None if same or few else curves_data(figures.trained(runs))
             result.append(
                 {
                     "key": key,
