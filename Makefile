@@ -15,7 +15,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  Studies, one target each (SCALE=smoke|laptop|gpu|paper SEEDS=n STEPS=n):"
-	@for study in $(STUDIES); do awk -v s=$$study 'NR == 2 {sub(/^# */, ""); printf "  %-26s %s\n", s, $$0}' configs/experiment/$$study.yaml; done
+	@for study in $(STUDIES); do awk -v s=$$study 'NR == 2 {sub(/^# */, ""); printf "  %-29s %s\n", s, $$0}' configs/experiment/$$study.yaml; done
 
 setup: .venv/ready ## make the environment in .venv (again only when the pins change)
 
