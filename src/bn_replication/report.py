@@ -58,7 +58,7 @@ from bn_replication.records import (
     load_runs,
     read_run_json,
 )
-from bn_replication.scoreboard import measured, ours, papers, unadjusted
+from bn_replication.scoreboard import BY, measured, ours, papers, tally, unadjusted
 
 HERE = Path(__file__).parent
 STUDIES, SCALE = (EXPERIMENTS.parent / "configs" / group for group in ("experiment", "scale"))
@@ -611,7 +611,10 @@ def page(roots: Sequence[Path] = ROOTS, ledger_path: Path = LEDGER, beside: Path
         undefined=jinja2.StrictUndefined,
     )
     counts = {
-        source.key: pd.Series([v.verdict for v in source.verdicts.values()]).value_counts().to_dict()
+        source.key: {
+            BY[own]: tally([v for v in source.verdicts.values() if ledger[v.claim].of_paper is own])
+            for own in (True, False)
+        }
         for source in found
     }
     text = environment.get_template("report.html.j2").render(

@@ -17,6 +17,8 @@ from bn_replication.records import atomic_write
 
 START, END = "<!-- scoreboard -->", "<!-- /scoreboard -->"
 
+BY = {True: "Of the paper", False: "Asked of it afterwards"}  # whose a claim is: its ``of_paper``
+
 _LEGEND = (
     "In brackets: the interval that decides, at the confidence that Holm's procedure allots the claim among "
     "all those judged at its scale (given in `verdicts.csv`), so that all verdicts of a scale hold together "
@@ -37,6 +39,12 @@ _TOLD = {
     "gap_at_equal_loss": "gap at equal training loss",
 }
 _UNIT = {"usable_width": " decades", "gap_at_equal_loss": " nats"}
+
+
+def tally(verdicts: Sequence[Verdict]) -> str:
+    """Return how many verdicts there are of each kind, in words."""
+    kinds = get_args(get_type_hints(Verdict)["verdict"])
+    return ", ".join(f"{sum(v.verdict == kind for v in verdicts)} {kind}" for kind in kinds)
 
 
 def ours(entry: Entry, verdict: Verdict) -> str:
@@ -132,15 +140,10 @@ def scoreboard_markdown(
     ledger = load_ledger() if ledger is None else ledger
     paper = read_yaml(PAPER) if paper is None else paper
     lines = [START, ""]
-    for own, head, says in (
-        (True, "Of the paper", "the paper says"),
-        (False, "Asked of it afterwards", "who asks what"),
-    ):
+    for own, says in ((True, "the paper says"), (False, "who asks what")):
         some = [verdict for verdict in verdicts if ledger[verdict.claim].of_paper is own]
-        kinds = get_args(get_type_hints(Verdict)["verdict"])
-        counts = ", ".join(f"{sum(v.verdict == kind for v in some)} {kind}" for kind in kinds)
         if some:
-            lines += [f"**{head}:** {counts}.", ""]
+            lines += [f"**{BY[own]}:** {tally(some)}.", ""]
             lines += [f"| claim | {says} | paper | ours | verdict | n | scale |", "| --- " * 7 + "|"]
             lines += [_row(ledger[verdict.claim], verdict, paper) for verdict in some] + [""]
     return "\n".join([*lines, _LEGEND, "", END])

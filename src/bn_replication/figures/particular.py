@@ -108,7 +108,7 @@ def draw_fig2(runs: Frame, curves: Frame) -> Drawing:
     frame = fig2(figure.add_subplot(), runs, curves)
     return Drawing(
         "fig2",
-        "Figure 2: accuracy of Inception and its batch-normalised variants",
+        "Figure 2: accuracy of Inception and its batch-normalized variants",
         f"{BAND} Markers: median steps to the plain net's best accuracy (dashed).{where_diverged(runs)}",
         figure,
         frame,
