@@ -206,6 +206,9 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(house: House, capsys) -> No
     assert house.verify() == 2
     assert house.verify("--write") == 2
     assert house.readme.read_text() == "no markers"
+    for unknown in ("laptop/study/norm=none/seed=7", "/elsewhere"):
+        assert house.verify("--sign", unknown) == 2
+        assert f"--sign: found {unknown}, expected a run's folder" in capsys.readouterr().err
 
 
 WITHOUT_TORCH = """

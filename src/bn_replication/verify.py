@@ -40,10 +40,12 @@ def manifest(published: Path, anew: Iterable[Path] | None = None) -> str:
         anew: run directories whose lines are to say what is there now; all others stay as they were signed. By default,
             and where nothing was signed yet, every line is new.
     """
-    signed = published / MANIFEST
-    everything = anew is None or not signed.exists()
-    lines = {} if everything else {line.partition("  ")[2]: line for line in signed.read_text().splitlines()}
-    for directory in records.run_directories(published) if everything or anew is None else anew:
+    signed, lines = published / MANIFEST, dict[str, str]()
+    if anew is None or not signed.exists():
+        anew = records.run_directories(published)
+    else:
+        lines = {line.partition("  ")[2]: line for line in signed.read_text().splitlines()}
+    for directory in anew:
         name = (directory / records.RUN).relative_to(published).as_posix()
         lines.pop(name, None)
         if (directory / records.RUN).exists():
@@ -163,6 +165,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ledger = load_ledger(options.ledger)
         faults = changed_rules(published, ledger)
         if options.write or options.sign:
+            listed = _read(published / MANIFEST)
+            for run in options.sign:
+                if f"  {run}/{records.RUN}\n" not in listed and not (published / run / records.RUN).exists():
+                    expected = f"a run's folder as it stands below {published}, scale/study/arm/seed=0"
+                    raise UserError(f"--sign: found {run}, expected {expected}")
             sign(published, [published / run for run in options.sign])
         altered = altered_records(published)
         if not altered:  # what follows from records is asked of whole ones
