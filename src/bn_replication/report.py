@@ -220,12 +220,13 @@ def inline(svg: bytes, key: str, label: str) -> Markup:
 
 def _fewer(points: str) -> str:
     """Return the points of a line, ``x y x y ...``, less those that lie on it anyway."""
-    path = Path2D(np.array(points.split(), float).reshape(-1, 2))
-    if len(path.vertices) <= SHORT:
+    line = np.array(points.split(), float).reshape(-1, 2)
+    if len(line) <= SHORT:
         return points
+    path = Path2D(line)
     path.should_simplify, path.simplify_threshold = True, TOLERANCE
-    corners = path.cleaned(simplify=True).vertices[:-1]  # after the last one comes the word that it is the last
-    return " ".join(f"{round(float(value), 1):g}" for value in corners.ravel())
+    corners = np.asarray(path.cleaned(simplify=True).vertices, float)[:-1]  # then comes the word that it is the last
+    return " ".join(f"{round(value, 1):g}" for value in corners.ravel().tolist())
 
 
 def curves_data(runs: Frame) -> dict[str, Any] | None:
