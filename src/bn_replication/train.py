@@ -63,6 +63,11 @@ def _composed(tree: DictConfig) -> None:
     overrides = list(settings.overrides.task)
     container = resolved(tree)
     arm = arm_of(tree, overrides, settings.sweeper.params or {})
+    if (length := len(arm.encode())) > _LONGEST:
+        raise UserError(
+            f"found overrides that make a folder's name of {length} bytes, expected {_LONGEST} at most; "
+            "put those that all runs share into a file of configs/experiment/"
+        )
     if _sweep is None and _replicas() > 1:
         parent = os.getppid()  # torchrun; should it be killed, no one else ends its processes
         _carry_out(container, arm, overrides, lambda: jobs.stop_when_left(parent))
@@ -149,13 +154,7 @@ def arm_of(tree: DictConfig, overrides: list[str], swept: Any) -> str:
         value = OmegaConf.select(tree, key.rpartition("@")[2])  # norm@last_norm=... stands at last_norm
         return value.name if isinstance(value, DictConfig) and "name" in value else value
 
-    name = ",".join(f"{key}={value_of(key)}" for key in axes).replace("/", "_") or "default"
-    if (length := len(name.encode())) > _LONGEST:
-        raise UserError(
-            f"found overrides that make a folder's name of {length} bytes, expected {_LONGEST} at most; "
-            "put those that all runs share into a file of configs/experiment/"
-        )
-    return name
+    return ",".join(f"{key}={value_of(key)}" for key in axes).replace("/", "_") or "default"
 
 
 def resolved(tree: DictConfig) -> dict[str, Any]:
