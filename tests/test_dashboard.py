@@ -67,6 +67,7 @@ def test_without_an_account_it_says_what_it_would_make(
     assert "did you mean 'fig1_mnist'?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_upload_takes_the_runs_that_ended_and_ends_without_a_network(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -315,6 +315,7 @@ def test_the_table_says_what_the_records_say(evaluated: Path) -> None:
     assert ours in text
 
 
+@pytest.mark.slow
 def test_members_and_evaluations_are_published_verified_and_reported(evaluated: Path, tmp_path: Path) -> None:
     runs, published, readme = at_laptop(evaluated, tmp_path / "runs"), tmp_path / "published", tmp_path / "README.md"
     readme.write_text("<!-- scoreboard -->\n<!-- /scoreboard -->\n")

@@ -344,6 +344,7 @@ def test_an_interval_is_drawn_against_its_bounds_open_ends_as_arrows() -> None:
     assert [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "D"] == [pytest.approx(1 / 14.8)]
 
 
+@pytest.mark.slow
 def test_saved_figures_are_reproducible_and_come_with_their_numbers(tmp_path: Path) -> None:
     figure_1(tmp_path / "runs", seeds=2)
     runs = records.load_runs(tmp_path / "runs")
@@ -436,6 +437,7 @@ def test_a_table_does_not_tell_where_records_lie(tmp_path: Path) -> None:
     assert (tmp_path / "one.csv").read_text() == "arm,seed\nnorm=batch,0\n"
 
 
+@pytest.mark.slow
 def test_the_command_line_draws_what_it_is_asked(tmp_path: Path, capsys: Any) -> None:
     figure_1(tmp_path / "runs")
     there = ["--root", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]

@@ -297,6 +297,7 @@ def command(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(arguments, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_command_prepares_once_and_tells_mistakes_in_a_line(
     tree: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -423,6 +424,7 @@ def test_a_run_at_the_papers_scale_trains_resumes_to_the_bit_and_minds_no_worker
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_a_run_straight_from_the_folders_trains_and_is_another_run(
     tree: Path, prepared: Path, composed: Compose
 ) -> None:

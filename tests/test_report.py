@@ -330,6 +330,7 @@ def test_the_study_of_rates_says_what_is_left_of_the_speed_up(both: tuple[Path, 
     assert "Figure 2’s BN-x5 0.02 0.1 4x paper: 14.8x +20.0 points" in text
 
 
+@pytest.mark.slow
 def test_runs_that_are_the_published_ones_are_not_drawn_twice(both: tuple[Path, str], tmp_path: Path) -> None:
     root, _ = both
     for name in ("published", "runs"):

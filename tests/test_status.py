@@ -17,6 +17,7 @@ from test_figures import write_run
 SWEPT = [study for study in status.studies() if (CONFIGS / "experiment" / f"{study}.yaml").exists()]
 
 
+@pytest.mark.slow
 def test_every_study_has_jobs_at_every_scale() -> None:
     for study, scale in itertools.product(status.studies(), ("smoke", "laptop", "gpu")):
         jobs = status.jobs(study, scale)

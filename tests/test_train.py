@@ -30,6 +30,7 @@ def command(*words: str, results: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_each_job_once_goes_on_after_a_refusal_and_tells_by_its_exit_code(tmp_path: Path) -> None:
     first = command("-m", *FIG1, "norm=none,batch", "seed=0,1", results=tmp_path)
     assert first.returncode == 0, first.stderr
