@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import functools
 import json
-import operator
 import os
 import shutil
 import sys
@@ -279,11 +278,9 @@ def _against(place: Path, record: dict[str, Any]) -> str:
     published = read_run_json(place)
     if published is None:
         return "new"
-    same = published.get("published", {}).get("from") == record["files"] and all(
-        part(published) == part(record)
-        for part in (_numbers, *map(operator.itemgetter, ("config", "status", "steps_done")))
-    )
-    return "unchanged" if same else "replaced"
+    files = published.get("published", {}).get("from") == record["files"]
+    told = all(published.get(key) == record[key] for key in ("config", "status", "steps_done"))
+    return "unchanged" if files and told and _numbers(published) == _numbers(record) else "replaced"
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, float]:
@@ -324,6 +321,12 @@ def publish(
     return promotions
 
 
+def _refuse_altered(target: Path, done: str) -> None:
+    """Raise :class:`UserError`, which says what was ``done``, where a record is not the one that was signed."""
+    if altered := verify.altered_records(target):
+        raise UserError(f"{altered[0]} ({len(altered)} in all); {done}: `make verify` lists them")
+
+
 @one_line()
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
@@ -343,8 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"found no {options.readme}, expected the page with the scoreboard; mend --readme")
     with_scoreboard(options.readme.read_text(), "")  # before anything is written: are its markers there?
     if options.again:
-        for fault in verify.altered_records(options.target):
-            raise UserError(f"{fault}: found an altered record, expected what was signed; mend it first")
+        _refuse_altered(options.target, "nothing compacted")
         print(f"{again(options.target)} published runs compacted anew")
         verify.sign(options.target, run_directories(options.target))
         verify.write(options.target, options.readme, load_ledger())
@@ -357,8 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # What stands as it stood needs no new figures, unless it never had any.
     draw(options.target, sorted({p.study for p in promotions if p.state != "unchanged" or not p.drawn}))
     verify.sign(options.target, [p.target for p in promotions if p.state != "unchanged"])
-    if altered := verify.altered_records(options.target):  # of other runs than these
-        raise UserError(f"{altered[0]} ({len(altered)} in all); published; the tables stay: `make verify`")
+    _refuse_altered(options.target, "published, but the tables stay as they were")
     verify.write(options.target, options.readme, load_ledger())
     for fault in verify.changed_rules(options.target, load_ledger()):
         print(f"warning: {fault}", file=sys.stderr)

@@ -58,7 +58,7 @@ from bn_replication.records import (
     load_runs,
     read_run_json,
 )
-from bn_replication.scoreboard import BY, measured, ours, papers, tally, unadjusted
+from bn_replication.scoreboard import LEGEND, by_whom, counted, measured, ours, papers, tally, unadjusted
 
 HERE = Path(__file__).parent
 STUDIES, SCALE = (EXPERIMENTS.parent / "configs" / group for group in ("experiment", "scale"))
@@ -115,15 +115,11 @@ def scoreboard(ledger: Mapping[str, Entry], paper: Mapping[str, Any], found: Seq
 
 def _cell(entry: Entry, verdict: Verdict | None) -> dict[str, Any]:
     if verdict is None:
-        return {"verdict": "not run", "ours": "—", "n": "—", "seeds": 0, "row": None, "plain": ""}
-    marks = [f"{getattr(verdict, mark)} {mark}" for mark in ("censored", "diverged") if getattr(verdict, mark)]
-    marks += [f"needs {verdict.needs}"] * bool(verdict.needs)
-    n = str(verdict.n or "—") + (f" ({', '.join(marks)})" if marks else "")
+        return {"verdict": "not run", "ours": "—", "n": "—", "row": None, "plain": ""}
     return {
         "verdict": verdict.verdict,
         "ours": ours(entry, verdict),
-        "n": n,
-        "seeds": verdict.n,
+        "n": counted(verdict),
         "row": verdict,
         "plain": unadjusted(entry, verdict),
     }
@@ -612,16 +608,14 @@ def page(roots: Sequence[Path] = ROOTS, ledger_path: Path = LEDGER, beside: Path
         undefined=jinja2.StrictUndefined,
     )
     counts = {
-        source.key: {
-            BY[own]: tally([v for v in source.verdicts.values() if ledger[v.claim].of_paper is own])
-            for own in (True, False)
-        }
+        source.key: {head: tally(some) for head, some in by_whom(source.verdicts.values(), ledger).items()}
         for source in found
     }
     text = environment.get_template("report.html.j2").render(
         sources=found,
         missing=[source for source in every if source.runs.empty],
         counts=counts,
+        legend=Markup(re.sub(r"\*(.+?)\*", r"<i>\1</i>", re.sub(r"`(.+?)`", r"<code>\1</code>", LEGEND))),
         rows=rows,
         studies=studies,
         waiting=waiting,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -17,9 +17,7 @@ from bn_replication.records import atomic_write
 
 START, END = "<!-- scoreboard -->", "<!-- /scoreboard -->"
 
-BY = {True: "Of the paper", False: "Asked of it afterwards"}  # whose a claim is: its ``of_paper``
-
-_LEGEND = (
+LEGEND = (
     "In brackets: the interval that decides, at the confidence that Holm's procedure allots the claim among "
     "all those judged at its scale (given in `verdicts.csv`), so that all verdicts of a scale hold together "
     "with 95% confidence. *n*: pairs of seeds, or runs. *Censored* runs never reached the target "
@@ -45,6 +43,20 @@ def tally(verdicts: Sequence[Verdict]) -> str:
     """Return how many verdicts there are of each kind, in words."""
     kinds = get_args(get_type_hints(Verdict)["verdict"])
     return ", ".join(f"{sum(v.verdict == kind for v in verdicts)} {kind}" for kind in kinds)
+
+
+def by_whom(verdicts: Iterable[Verdict], ledger: Mapping[str, Entry]) -> dict[str, list[Verdict]]:
+    """Return the verdicts on the paper's own claims and those on later publications', each under its heading."""
+    every = list(verdicts)
+    headings = {"Of the paper": True, "Asked of it afterwards": False}
+    return {head: [v for v in every if ledger[v.claim].of_paper is own] for head, own in headings.items()}
+
+
+def counted(verdict: Verdict) -> str:
+    """Return how many pairs or runs a verdict rests on, and which of them are not what they might be."""
+    marks = [f"{getattr(verdict, mark)} {mark}" for mark in ("censored", "diverged") if getattr(verdict, mark)]
+    marks += [f"needs {verdict.needs}"] * bool(verdict.needs)
+    return str(verdict.n or "—") + (f" ({', '.join(marks)})" if marks else "")
 
 
 def ours(entry: Entry, verdict: Verdict) -> str:
@@ -140,26 +152,23 @@ def scoreboard_markdown(
     ledger = load_ledger() if ledger is None else ledger
     paper = read_yaml(PAPER) if paper is None else paper
     lines = [START, ""]
-    for own, says in ((True, "the paper says"), (False, "who asks what")):
-        some = [verdict for verdict in verdicts if ledger[verdict.claim].of_paper is own]
+    parts = by_whom(verdicts, ledger).items()
+    for (head, some), says in zip(parts, ("the paper says", "who asks what"), strict=True):
         if some:
-            lines += [f"**{BY[own]}:** {tally(some)}.", ""]
+            lines += [f"**{head}:** {tally(some)}.", ""]
             lines += [f"| claim | {says} | paper | ours | verdict | n | scale |", "| --- " * 7 + "|"]
             lines += [_row(ledger[verdict.claim], verdict, paper) for verdict in some] + [""]
-    return "\n".join([*lines, _LEGEND, "", END])
+    return "\n".join([*lines, LEGEND, "", END])
 
 
 def _row(entry: Entry, verdict: Verdict, paper: Mapping[str, Any]) -> str:
-    marks = {"censored": verdict.censored, "diverged": verdict.diverged}
-    told = [f"{count} {mark}" for mark, count in marks.items() if count]
-    told += [f"needs {verdict.needs}"] if verdict.needs else []
     cells = [
         verdict.claim,
         entry.says if entry.of_paper else f"{entry.where}: {entry.says}",
         papers(entry, paper) or "—",
         ours(entry, verdict),
         verdict.verdict + (" (rule amended)" if entry.amendments else ""),
-        (str(verdict.n) if verdict.n else "—") + (f" ({', '.join(told)})" if told else ""),
+        counted(verdict),
         verdict.scale or "—",
     ]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

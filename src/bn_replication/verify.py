@@ -150,6 +150,16 @@ def write(published: Path, readme: Path, ledger: Mapping[str, Entry]) -> None:
     records.atomic_write(readme, page.encode())
 
 
+def _named(published: Path, runs: Iterable[str]) -> list[Path]:
+    """Return the directories of ``runs``; one that neither is there nor was signed is a :class:`UserError`."""
+    listed = _read(published / MANIFEST)
+    for run in runs:
+        if f"  {run}/{records.RUN}\n" not in listed and not (published / run / records.RUN).exists():
+            expected = f"a run's folder as it stands below {published}, scale/study/arm/seed=0"
+            raise UserError(f"--sign: found {run}, expected {expected}")
+    return [published / run for run in runs]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bn_replication.verify", description=(__doc__ or "").partition("\n")[0]
@@ -165,12 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ledger = load_ledger(options.ledger)
         faults = changed_rules(published, ledger)
         if options.write or options.sign:
-            listed = _read(published / MANIFEST)
-            for run in options.sign:
-                if f"  {run}/{records.RUN}\n" not in listed and not (published / run / records.RUN).exists():
-                    expected = f"a run's folder as it stands below {published}, scale/study/arm/seed=0"
-                    raise UserError(f"--sign: found {run}, expected {expected}")
-            sign(published, [published / run for run in options.sign])
+            sign(published, _named(published, options.sign))
         altered = altered_records(published)
         if not altered:  # what follows from records is asked of whole ones
             if options.write:
