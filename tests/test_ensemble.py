@@ -135,6 +135,7 @@ def test_a_last_norm_given_on_the_command_line_names_its_arm(composed: Compose) 
     assert "norm@last_norm=per_activation" in arm
 
 
+@pytest.mark.slow
 def test_keeping_weights_changes_no_bit_of_a_run_and_stays_out_of_what_is_published(
     trained: Path, composed: Compose
 ) -> None:
@@ -157,6 +158,7 @@ def test_keeping_weights_changes_no_bit_of_a_run_and_stays_out_of_what_is_publis
 # --- what is evaluated --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_seed_has_its_four_evaluations_of_the_same_images(evaluated: Path) -> None:
     assert len(records.run_directories(evaluated, STUDY)) == len(SEEDS) * (len(MEMBERS) + len(EVALUATIONS))
     for seed in SEEDS:
@@ -178,6 +180,7 @@ def test_each_seed_has_its_four_evaluations_of_the_same_images(evaluated: Path) 
                 assert record["summary"][key] == pytest.approx(value, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_a_networks_errors_are_those_of_its_own_weights_under_algorithm_2(evaluated: Path) -> None:
     """Read back, rebuilt and evaluated the long way round."""
     place = ensemble.Place("cpu", Path("data"), None)
@@ -205,6 +208,7 @@ def members_of(root: Path) -> list[ensemble.Member]:
     return [ensemble.measure(place_of(root, f"variant={variant}"), place) for variant in MEMBERS]
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_one_network_six_times_is_that_network(evaluated: Path) -> None:
     labels = load("cifar10_sample").held_out.labels[:EXAMPLES]
     member = members_of(evaluated)[2]
@@ -214,6 +218,7 @@ def test_an_ensemble_of_one_network_six_times_is_that_network(evaluated: Path) -
     assert found["ensemble_single_crop"].summary == pytest.approx(found["single_crop"].summary)
 
 
+@pytest.mark.slow
 def test_a_diverged_network_stays_in_and_knows_nothing(mine: Path) -> None:
     directory = place_of(mine, "variant=member_2")
     record = json.loads((directory / records.RUN).read_text())
@@ -235,6 +240,7 @@ def test_a_diverged_network_stays_in_and_knows_nothing(mine: Path) -> None:
 # --- done once, and refused where it cannot be right ----------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # The weights are no longer needed once their probabilities are there.
     for path in mine.rglob(checkpoint.WEIGHTS):
@@ -245,6 +251,7 @@ def test_what_is_done_is_not_done_again(mine: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out.count("complete already") == len(EVALUATIONS) * len(SEEDS)
 
 
+@pytest.mark.slow
 def test_altered_weights_are_refused_in_one_line(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = place_of(mine, "variant=member_3")
     (directory / ensemble.PROBABILITIES).unlink()
@@ -260,6 +267,7 @@ def test_altered_weights_are_refused_in_one_line(mine: Path, capsys: pytest.Capt
     assert "weights.pt, expected what the run kept" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_record_of_other_networks_is_not_written_over(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = place_of(mine, "evaluation=multicrop") / records.RUN
     record = json.loads(path.read_text())
@@ -271,6 +279,7 @@ def test_a_record_of_other_networks_is_not_written_over(mine: Path, capsys: pyte
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_seed_waits_for_its_sixth_network(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(place_of(mine, "variant=member_5", 1))
     assert command(mine) == 0
@@ -283,6 +292,7 @@ def test_a_seed_waits_for_its_sixth_network(mine: Path, capsys: pytest.CaptureFi
 # --- records -> verdicts, table, pages ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_claims_are_judged_on_the_evaluations_and_wait_for_them(
     trained: Path, evaluated: Path, tmp_path: Path
 ) -> None:
@@ -298,6 +308,7 @@ def test_the_claims_are_judged_on_the_evaluations_and_wait_for_them(
         assert verdict.low <= verdict.estimate <= verdict.high
 
 
+@pytest.mark.slow
 def test_the_table_says_what_the_records_say(evaluated: Path) -> None:
     paper = read_yaml(PAPER)["fig4"]
     first, gains = fig4.tables(records.load_runs(evaluated, STUDY), paper)

@@ -55,6 +55,7 @@ def test_each_nonlinearity_of_inception_has_its_own_convolution(placement) -> No
     assert fed == {act: act.removesuffix("act") + "conv.weight" for act in acts}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [SMALL, INCEPTION], ids=["mlp", "inception"])
 def test_recorded_or_not_it_is_the_same_run_to_the_bit(composed: Compose, overrides) -> None:
     watched, _ = composed(*overrides)

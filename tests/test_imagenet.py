@@ -402,6 +402,7 @@ def place(cfg: Config, arm: str) -> Path:
     return cfg.machine.results / "paper" / "t" / arm / "seed=0"
 
 
+@pytest.mark.slow
 def test_a_run_at_the_papers_scale_trains_resumes_to_the_bit_and_minds_no_workers(
     tree: Path, prepared: Path, composed: Compose
 ) -> None:

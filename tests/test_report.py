@@ -292,6 +292,7 @@ def test_a_run_that_ended_at_once_does_not_break_the_page(tmp_path: Path) -> Non
     assert "1 diverged" in Page(report.page([tmp_path / "runs"])).text
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     figure_1(tmp_path / "runs", seeds=3)
     monkeypatch.setenv("NO_COLOR", "1")

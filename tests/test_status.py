@@ -81,6 +81,7 @@ def test_a_study_without_records_of_its_own_is_timed_by_its_kind_of_net(tmp_path
     assert expected(row, row | {"steps": 1, "seconds": 2.0}, row | {"steps": 1, "seconds": 3.0}) == 20
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for study in ("fig1_mnist", "exact"):
         write_run(tmp_path / "runs", study, "norm=none", 0, [0.1, 0.2])

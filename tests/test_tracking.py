@@ -206,6 +206,7 @@ def test_a_service_that_dies_or_hangs_neither_stops_nor_fails_the_process(
     assert last.stat().st_size > 400 * 300 * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["", "0123456789" * 4])
 def test_online_without_a_key_or_a_server_goes_on_offline(tmp_path: Path, key: str) -> None:
     done = outside(tmp_path, "online", WANDB_API_KEY=key, WANDB_BASE_URL="http://127.0.0.1:9")

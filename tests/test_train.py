@@ -151,7 +151,7 @@ def test_every_file_says_what_it_is_and_carries_its_own_name(path: Path) -> None
 
 @pytest.mark.parametrize("study", sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml")))
 @pytest.mark.parametrize(
-    "scale", ["laptop", "paper", *(pytest.param(other, marks=pytest.mark.slow) for other in ("smoke", "gpu"))]
+    "scale", ["laptop", *(pytest.param(other, marks=pytest.mark.slow) for other in ("smoke", "gpu", "paper"))]
 )
 def test_every_study_composes_at_every_scale(composed: Compose, study: str, scale: str) -> None:
     # Its rates are what another study found; where that was not asked, one has to be given.
