@@ -14,8 +14,8 @@ from pathlib import Path
 from bn_replication import figures
 from bn_replication.errors import UserError
 from bn_replication.ledger import PAPER, read_yaml
+from bn_replication.panels import fig3_rows
 from bn_replication.records import atomic_write, load_curves, load_runs
-from bn_replication.report import fig3_rows
 
 PAPERS = [
     "inception",

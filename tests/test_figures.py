@@ -22,7 +22,7 @@ from tests.conftest import Compose
 
 from bn_replication import figures, metrics, records, stats
 from bn_replication.figures.__main__ import main
-from bn_replication.report import rate_tables
+from bn_replication.panels import rate_tables
 from bn_replication.runner import run
 from bn_replication.train import CONFIGS
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import lzma
 import re
 import shutil
 from html.parser import HTMLParser
@@ -15,7 +16,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from bn_replication import figures, records, report, stats
+from bn_replication import figures, panels, records, report, stats
+from bn_replication.errors import UserError
 from bn_replication.ledger import LEDGER, load_ledger, read_yaml
 from browser import executable, tab
 from test_figures import figure_1, figure_2, known_rates, write_run
@@ -85,7 +87,7 @@ def with_gradients(directory: Path) -> None:
 def test_an_amended_record_says_so_once_a_study(both: tuple[Path, str]) -> None:
     said = "config.precision: float32 as written, which it was not"
     assert Page(both[1]).text.count(said) == 1
-    assert report.amendments(records.load_runs(both[0] / "published", "fig1_mnist")) == []
+    assert panels.amendments(records.load_runs(both[0] / "published", "fig1_mnist")) == []
 
 
 def test_the_page_asks_nothing_of_any_network(both: tuple[Path, str]) -> None:
@@ -154,7 +156,7 @@ def test_a_thinned_line_is_the_line(tmp_path: Path) -> None:
     for x, y in lines:
         axes.plot(x, y)
     drawn = figures.render(figure).decode()
-    inlined = str(report.inline(drawn.encode(), "key", "a label"))
+    inlined = str(panels.inline(drawn.encode(), "key", "a label"))
     before, after = (
         [np.array(d.split(), float).reshape(-1, 2) for d in re.findall(r' d="M([-\d. ]+)"', text)]
         for text in (drawn, inlined)
@@ -318,9 +320,9 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
 
 
 def test_histograms_keep_their_shape_in_one_character_a_bin() -> None:
-    assert report._characters([0, 500, 250]) == "0" + chr(48 + 15) + chr(48 + 8)
-    assert report._characters([0] * 60 + [1] * 4) == "0" * 30 + chr(48 + 15) * 2
-    assert report._characters(None) == report._characters([0, 0]) == ""
+    assert panels._characters([0, 500, 250]) == "0" + chr(48 + 15) + chr(48 + 8)
+    assert panels._characters([0] * 60 + [1] * 4) == "0" * 30 + chr(48 + 15) * 2
+    assert panels._characters(None) == panels._characters([0, 0]) == ""
 
 
 def test_the_study_of_rates_says_what_is_left_of_the_speed_up(both: tuple[Path, str]) -> None:
@@ -435,3 +437,50 @@ def test_in_a_browser_it_draws_every_chart_every_control_works_and_nobody_is_ask
         assert page.pdf().startswith(b"%PDF")
         assert page.complaints == []
         assert page.requests == []
+
+
+def test_studies_drawn_side_by_side_are_those_drawn_one_by_one(
+    both: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And what is wrong with a record is told in the same line by another process."""
+    studies, ledger = ["fig1_mnist", "fig2_inception"], load_ledger()
+    found = report.sources([both[0] / "published"], ledger)
+    shutil.copytree(both[0] / "published", tmp_path / "published")
+    damaged = next((tmp_path / "published").rglob(f"*/fig1_mnist/*/*/{records.CURVES}*"))
+    damaged.write_bytes(b"{")
+    drawn, told = [], []
+    for worth in (1, 3):
+        monkeypatch.setattr(panels, "WORTH", worth)
+        every = panels.every(studies, found, {}, ledger)
+        drawn.append([{key: one[key] for key in one if key != "source"} for study in studies for one in every[study]])
+        with pytest.raises(UserError) as refusal:
+            panels.every(studies, report.sources([tmp_path / "published"], {}), {}, ledger)
+        told.append(str(refusal.value))
+    assert drawn[0] == drawn[1]
+    assert {one["key"] for one in drawn[0]} == {"published-laptop-fig1_mnist", "published-laptop-fig2_inception"}
+    assert told[0] == told[1]
+    assert str(damaged) in told[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b'{"step":0}\n{"st', r"no valid JSON in line 2 \("),
+        (b"\xff\xfe", r"what cannot be read \(.*utf-8"),
+        (lzma.compress(b"{}")[:-9], r"what cannot be read \(Compressed"),
+    ],
+)
+@pytest.mark.parametrize("claimed", [True, False])
+def test_damaged_curves_are_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, found: str, claimed: bool
+) -> None:
+    """Whether a claim reads them, or the figures alone do."""
+    run = write_run(tmp_path / "runs", "fig1_mnist" if claimed else "of_mine", "norm=none", 0, [0.1, 0.2])
+    path = run / records.CURVES
+    path.unlink()
+    path = path.with_name(path.name + records.PACKED) if content.startswith(b"\xfd") else path
+    path.write_bytes(content)
+    assert report.main(["--root", str(tmp_path / "runs"), "--out", str(tmp_path / "report.html")]) == 2
+    told = capsys.readouterr().err
+    assert re.fullmatch(rf"{path}: found {found}.*\), expected rows; remove {run} to run it again\n", told)
+    assert not (tmp_path / "report.html").exists()

@@ -53,7 +53,8 @@ def test_where_a_study_stands(tmp_path: Path) -> None:
     running = empty.jobs[3].directory(tmp_path / "runs", "laptop")
     running.mkdir(parents=True)
     (running / "started.json").write_text("{}")
-    (running / records.CURVES).write_text(records.json_line({"step": 25_000}))
+    # A row that is being written, or that a kill cut off, is none yet.
+    (running / records.CURVES).write_text(records.json_line({"step": 25_000}) + '{"step": 250')
     with open(running / ".lock", "w") as lock:
         found = stand(tmp_path)
         assert (found.published, found.done, len(found.stopped), len(found.failed)) == (1, 1, 1, 1)

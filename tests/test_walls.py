@@ -51,6 +51,7 @@ READERS = (
     "claims",
     "figures",
     "figures.__main__",
+    "panels",
     "report",
     "sensitivity",
     "publish",

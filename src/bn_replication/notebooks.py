@@ -24,8 +24,9 @@ from pygments.formatters.html import HtmlFormatter
 from pygments.lexers.python import PythonLexer
 
 from bn_replication.errors import UserError, nearest, one_line
+from bn_replication.panels import inline
 from bn_replication.records import atomic_write
-from bn_replication.report import HERE, inline
+from bn_replication.report import HERE
 
 NOTEBOOKS = HERE.parents[1] / "notebooks"
 PATIENCE = 300  # seconds a cell may take, and a kernel to start

@@ -137,13 +137,30 @@ def as_written_or_packed(path: Path) -> Path | None:
     return next((p for p in (path, path.with_name(path.name + PACKED)) if p.exists()), None)
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a ``.jsonl`` file or of its ``.xz``; no file, no rows."""
+def read_rows(path: Path, growing: bool = False) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a ``.jsonl`` file or of its ``.xz``; no file, no rows.
+
+    What is no row is a :class:`UserError`, but for the last line of a file that may be ``growing``: it is left out.
+    """
     found = as_written_or_packed(path)
     if found is None:
         return
-    for line in unpacked(found).decode().splitlines():
-        yield json.loads(line)
+
+    def damaged(what: str, error: Exception) -> UserError:
+        return UserError(f"{found}: found {what} ({error}), expected rows; remove {found.parent} to run it again")
+
+    try:
+        lines = unpacked(found).decode().splitlines()
+    except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
+        raise damaged("what cannot be read", error) from None
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if growing and number == len(lines):
+                return
+            raise damaged(f"no valid JSON in line {number}", error) from None
+        yield row
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -188,7 +188,7 @@ def state(study: str, scale: str, root: Path, published: Path, runs: Frame, core
         if record is not None:
             failed.append(job)
         elif (place / "started.json").exists():
-            last = max((row["step"] for row in read_rows(place / CURVES)), default=0)
+            last = max((row["step"] for row in read_rows(place / CURVES, growing=True)), default=0)
             share = last / job.steps if job.steps else 0.0
             if _at_work(place, held):
                 running.append((job, share))
