@@ -24,7 +24,7 @@ from matplotlib.path import Path as Path2D
 from bn_replication import fig4, figures, sensitivity
 from bn_replication.claims import Verdict
 from bn_replication.figures import Frame
-from bn_replication.ledger import SCALES, Entry, Grid, at_scale, load_ledger
+from bn_replication.ledger import SCALES, Entry
 from bn_replication.records import finite, load_activations, load_curves, read_run_json
 
 POINTS = 150  # a run's curve is thinned to about so many rows in the interactive charts
@@ -268,11 +268,7 @@ def rate_tables(runs: Frame, fig2: Frame, paper: Mapping[str, Any]) -> list[dict
     if set(figures.axes_of(runs)) - {"norm", "optimizer.rate", "optimizer.multiple"}:
         return []  # several nets a norm: neither a best rate nor a range is theirs in common
     curves = load_curves(runs)
-    rule = load_ledger()["rate-range"].metric
-    assert isinstance(rule, Grid)
-    assert rule.keep is not None
-    chance = float(at_scale(rule.chance, str(runs["scale"].iloc[0])))
-    ranges = figures.usable_rates(runs, curves, chance, rule.keep)
+    ranges = figures.usable_rates(runs, curves)
     table = [
         {
             "net": str(net),
@@ -286,9 +282,8 @@ def rate_tables(runs: Frame, fig2: Frame, paper: Mapping[str, Any]) -> list[dict
     tables = [
         {
             "title": "The usable range of rates",
-            "caption": "Decades of rate around a net’s best over which it keeps "
-            f"{rule.keep:.0%} of what it can learn, as "
-            "the claim rate-range counts them; “≥” where the range runs off the grid.",
+            "caption": f"Decades of rate around a net’s best over which it keeps {figures.usable_rule(runs)[1]:.0%} of "
+            "what it can learn, as the claim rate-range counts them; “≥” where the range runs off the grid.",
             "rows": table,
         }
     ]
@@ -301,7 +296,7 @@ def rate_tables(runs: Frame, fig2: Frame, paper: Mapping[str, Any]) -> list[dict
             "each seed": row["each seed"],
             "gain in best accuracy": _points(row["gain in best accuracy"]),
         }
-        for row in figures.speed_at_best_rates(runs, curves, chance).to_dict("records")
+        for row in figures.speed_at_best_rates(runs, curves).to_dict("records")
     ]
     if len(fig2) and {"inception", "bn_baseline"} <= set(fig2["choice.variant"]):
         table = figures.fig3_table(fig2, load_curves(fig2), paper.get("fig3", {}))

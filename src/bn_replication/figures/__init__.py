@@ -19,6 +19,7 @@ from bn_replication.figures.frames import (
     typical_units,
     unit_percentiles,
     usable_rates,
+    usable_rule,
 )
 from bn_replication.figures.general import draw_curves, draw_depth, draw_effect, draw_layers, draw_response
 from bn_replication.figures.outcomes import effect, response
@@ -90,4 +91,5 @@ __all__ = [
     "typical_units",
     "unit_percentiles",
     "usable_rates",
+    "usable_rule",
 ]

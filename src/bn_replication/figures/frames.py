@@ -11,7 +11,7 @@ import pandas as pd
 from bn_replication import metrics
 from bn_replication.claims import select
 from bn_replication.figures.style import VARIANTS, Frame, lines_of, look_of
-from bn_replication.ledger import Entry, StepsTo
+from bn_replication.ledger import Entry, Grid, StepsTo, at_scale, load_ledger
 
 
 def accuracy(curves: Frame) -> str:
@@ -223,12 +223,22 @@ def fig3_table(runs: Frame, curves: Frame, paper: Mapping[str, Any]) -> Frame:
     return table.reset_index()
 
 
-def usable_rates(runs: Frame, curves: Frame, chance: float = 0.1, keep: float = 0.8) -> Frame:
-    """Return each net's usable range of rates, one row a net and seed; ``chance`` and ``keep`` are the claim's.
+def usable_rule(runs: Frame) -> tuple[float, float]:
+    """Return the accuracy of chance and the share of a net's gain over it that a usable rate keeps, as the claim
+    rate-range has them at the scale of ``runs``."""
+    rule = load_ledger()["rate-range"].metric
+    assert isinstance(rule, Grid)
+    assert rule.keep is not None
+    return float(at_scale(rule.chance, str(runs["scale"].iloc[0]))), rule.keep
 
-    ``decades`` is how far apart the ends lie at which a net keeps ``keep`` of its own best gain over ``chance``;
-    ``at least`` says that the range runs off the grid.
+
+def usable_rates(runs: Frame, curves: Frame) -> Frame:
+    """Return each net's usable range of rates, one row a net and seed.
+
+    ``decades`` is how far apart the ends lie at which a net keeps the share of its own best gain over chance that
+    :func:`usable_rule` asks for; ``at least`` says that the range runs off the grid.
     """
+    chance, keep = usable_rule(runs)
     frame = _finals(runs, curves, chance).sort_values("choice.norm", ascending=False, kind="stable")  # plain first
     rows = []
     for (net, seed), own in frame.groupby(["net", "seed"], sort=False):
@@ -254,7 +264,7 @@ def _finals(runs: Frame, curves: Frame, chance: float) -> Frame:
     return frame.assign(net=[look.label for look in lines_of(frame, "initial rate")], final=finals)
 
 
-def speed_at_best_rates(runs: Frame, curves: Frame, chance: float = 0.1) -> Frame:
+def speed_at_best_rates(runs: Frame, curves: Frame) -> Frame:
     """Return how many times fewer steps BN needs to the plain net's best, by the rate that BN is given.
 
     The plain net always has its own best rate. A seed's best rates are those of the *other* seeds' median, so that
@@ -262,7 +272,7 @@ def speed_at_best_rates(runs: Frame, curves: Frame, chance: float = 0.1) -> Fram
     times that, and at its own best. Ratios are medians over seeds; ``each seed`` lists them, ``never`` where BN did
     not get there.
     """
-    frame, column = _finals(runs, curves, chance), accuracy(curves)
+    frame, column = _finals(runs, curves, usable_rule(runs)[0]), accuracy(curves)
     own = {run: part.sort_values("step") for run, part in curves.groupby("run")}
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in sorted(set(frame["seed"])):
