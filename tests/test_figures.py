@@ -86,6 +86,15 @@ def write_run(
     return directory
 
 
+def rewrite(directory: Path, name: str, rows: list[dict[str, Any]], **more: Any) -> None:
+    """Give a run other rows in one of its files, as if it had written and signed these, and its record ``more``."""
+    text = "".join(map(records.json_line, rows)).encode()
+    (directory / name).write_bytes(text)
+    record = json.loads((directory / records.RUN).read_text())
+    record["files"][name] = records.digest(text)
+    records.write_run_json(directory, record | more)
+
+
 def figure_1(root: Path, seeds: int = 3, lift: float = 0.0, **more: Any) -> None:
     for seed in range(seeds):
         plain, bn = [0.1, 0.5, 0.8, 0.9, 0.95], [0.1, 0.9, 0.96, 0.97, 0.98 + lift + 0.001 * seed]
@@ -318,8 +327,7 @@ def test_layers_are_drawn_in_depth_order(tmp_path: Path) -> None:
 def test_percentiles_that_were_not_finite_are_gaps(tmp_path: Path) -> None:
     directory = write_run(tmp_path, "s", "norm=none", 0, [0.1, 0.2], probes=2)
     row = {"step": 200, "layer": LAYERS[0], "percentiles": [None] * 3, "mean": None, "std": None}
-    with (directory / records.ACTIVATIONS).open("a") as file:
-        file.write(records.json_line(row))
+    rewrite(directory, records.ACTIVATIONS, [*records.run_rows(directory, records.ACTIVATIONS), row])
     runs = records.load_runs(tmp_path)
     drawing = figures.draw_layers(runs, records.load_activations(runs))
     assert drawing is not None
@@ -715,11 +723,8 @@ def test_what_is_found_along_the_gradient_is_drawn_over_training(tmp_path: Path)
     for norm, values in (("none", (0.5, 2.0)), ("batch", (0.25, 0.0))):
         for seed in range(3):
             directory = write_run(tmp_path, "beyond_landscape", f"norm={norm}", seed, [0.1, 0.4])
-            path = directory / records.CURVES
-            rows = [
-                json.loads(line) | dict(zip(columns, values, strict=True)) for line in path.read_text().splitlines()
-            ]
-            path.write_text("".join(map(records.json_line, rows)))
+            more = dict(zip(columns, values, strict=True))
+            rewrite(directory, records.CURVES, [row | more for row in records.run_rows(directory, records.CURVES)])
     drawing = drawing_of(tmp_path, "beyond_landscape", "landscape")
     at_end = drawing.frame[drawing.frame["step"] == 100].set_index(["column", "arm"])["median"]
     assert at_end[columns[0], "norm=none"] == 0.5

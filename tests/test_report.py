@@ -20,7 +20,7 @@ from bn_replication import figures, panels, records, report, stats
 from bn_replication.errors import UserError
 from bn_replication.ledger import LEDGER, load_ledger, read_yaml
 from browser import executable, tab
-from test_figures import figure_1, figure_2, known_rates, write_run
+from test_figures import figure_1, figure_2, known_rates, rewrite, write_run
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -74,14 +74,12 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def with_gradients(directory: Path) -> None:
     """Give a run's probes what later records have: a gradient a layer, from the first step on."""
-    path = directory / records.ACTIVATIONS
-    rows = [row | ({"gradient": 1e-3 / row["step"]} if row["step"] else {}) for row in records.read_rows(path)]
-    path.write_text("".join(map(records.json_line, rows)))
-    record = json.loads((directory / records.RUN).read_text())
-    record["files"][records.ACTIVATIONS] = records.digest(path)
-    records.write_run_json(
-        directory, {**record, "amended": {"config.precision": "float32 as written, which it was not"}}
-    )
+    rows = [
+        row | ({"gradient": 1e-3 / row["step"]} if row["step"] else {})
+        for row in records.run_rows(directory, records.ACTIVATIONS)
+    ]
+    amended = {"config.precision": "float32 as written, which it was not"}
+    rewrite(directory, records.ACTIVATIONS, rows, amended=amended)
 
 
 def test_an_amended_record_says_so_once_a_study(both: tuple[Path, str]) -> None:
@@ -462,25 +460,35 @@ def test_studies_drawn_side_by_side_are_those_drawn_one_by_one(
     assert str(damaged) in told[0]
 
 
+@pytest.mark.parametrize("claimed", [True, False])
 @pytest.mark.parametrize(
     ("content", "found"),
-    [
-        (b'{"step":0}\n{"st', r"no valid JSON in line 2 \("),
-        (b"\xff\xfe", r"what cannot be read \(.*utf-8"),
-        (lzma.compress(b"{}")[:-9], r"what cannot be read \(Compressed"),
-    ],
+    [(b'{"step":0}\n{"st', "another content"), (lzma.compress(b"{}")[:-9], "another content"), (None, "no file")],
 )
-@pytest.mark.parametrize("claimed", [True, False])
 def test_damaged_curves_are_told_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, found: str, claimed: bool
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, found: str, claimed: bool
 ) -> None:
     """Whether a claim reads them, or the figures alone do."""
     run = write_run(tmp_path / "runs", "fig1_mnist" if claimed else "of_mine", "norm=none", 0, [0.1, 0.2])
     path = run / records.CURVES
     path.unlink()
-    path = path.with_name(path.name + records.PACKED) if content.startswith(b"\xfd") else path
-    path.write_bytes(content)
+    if content:
+        (path.with_name(path.name + records.PACKED) if content.startswith(b"\xfd") else path).write_bytes(content)
     assert report.main(["--root", str(tmp_path / "runs"), "--out", str(tmp_path / "report.html")]) == 2
-    told = capsys.readouterr().err
-    assert re.fullmatch(rf"{path}: found {found}.*\), expected rows; remove {run} to run it again\n", told)
+    expected = f"expected the one whose digest is in run.json; remove {run} to run it again"
+    assert capsys.readouterr().err == f"{path}: found {found}, {expected}\n"
     assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "found"),
+    [("summary", None, "NoneType as summary"), ("seed", "1", "str as seed"), ("config", ..., "no config")],
+)
+def test_a_record_that_is_not_whole_is_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: Any, found: str
+) -> None:
+    path = write_run(tmp_path / "runs", "fig1_mnist", "norm=none", 0, [0.1, 0.2]) / records.RUN
+    record = json.loads(path.read_text()) | {key: value}
+    path.write_text(json.dumps({name: record[name] for name in record if record[name] is not ...}))
+    assert report.main(["--root", str(tmp_path / "runs"), "--out", str(tmp_path / "report.html")]) == 2
+    assert capsys.readouterr().err == f"{path}: found {found}, expected a whole record; remove it to run again\n"

@@ -391,7 +391,7 @@ def _here(entry: Entry, table: Mapping[str, Any], scale: str) -> Any:
 
 def _curve(run: Run, column: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the steps and the values of one column of a run's curve; what is missing in a row is NaN."""
-    rows = list(records.read_rows(Path(run["run"]) / records.CURVES))
+    rows = records.run_rows(Path(run["run"]), records.CURVES)
     if rows and not any(column in row for row in rows):
         known = {name for row in rows for name in row}
         raise UserError(f"found no {column} in the curve of {run['run']}{nearest(column, known)}; mend it in {LEDGER}")
@@ -418,7 +418,7 @@ def _against_chance(entry: Entry, metric: AgainstChance, run: Run, scale: str) -
 
 
 def _drift(run: Run) -> float:
-    rows = [row for row in records.read_rows(Path(run["run"]) / records.ACTIVATIONS) if row.get("units")]
+    rows = [row for row in records.run_rows(Path(run["run"]), records.ACTIVATIONS) if row.get("units")]
     if not rows:
         return math.nan
     last = rows[-1]["layer"]  # the rows of one step stand in depth order

@@ -31,7 +31,7 @@ from bn_replication.claims import judge
 from bn_replication.errors import UserError, nearest, one_line
 from bn_replication.figures import Frame
 from bn_replication.ledger import EXPERIMENTS, PAPER, Entry, load_ledger, read_yaml
-from bn_replication.records import load_runs, read_rows
+from bn_replication.records import load_runs, run_rows
 from bn_replication.report import asks
 from bn_replication.scoreboard import END, START, scoreboard_markdown
 from bn_replication.status import axes
@@ -77,7 +77,7 @@ def layers_of(runs: Frame) -> dict[str, list[str]]:
     if "choice.model" in runs:
         for model, own in runs.groupby("choice.model", sort=True):
             for run in own["run"]:
-                names = list(dict.fromkeys(row["layer"] for row in read_rows(Path(run) / records.ACTIVATIONS)))
+                names = list(dict.fromkeys(row["layer"] for row in run_rows(Path(run), records.ACTIVATIONS)))
                 if names:
                     layers[str(model)] = names
                     break

@@ -43,6 +43,7 @@ from bn_replication.records import (
     read_rows,
     read_run_json,
     run_directories,
+    signed_file,
     unpacked,
     write_run_json,
 )
@@ -51,19 +52,7 @@ from bn_replication.scoreboard import with_scoreboard
 LIMIT = 100_000  # bytes a published run takes
 DIGITS = 3
 EVERY = 2  # probes: one of so many keeps its histograms
-_KEYS = (
-    "study",
-    "arm",
-    "seed",
-    "scale",
-    "status",
-    "steps_done",
-    "summary",
-    "config",
-    "choices",
-    "rules",
-    "files",
-)
+_TOLD = ("rules", "environment", "started", "seconds")  # besides what every record has
 
 
 @dataclass(frozen=True)
@@ -92,7 +81,7 @@ def check(directory: Path, failed: bool = False) -> dict[str, Any]:
     record = read_run_json(directory)
     if record is None:
         raise UserError(f"{directory}: found no {RUN}, expected a run that has ended; finish it first")
-    missing = [key for key in (*_KEYS, "environment", "started", "seconds") if key not in record]
+    missing = [key for key in _TOLD if key not in record]
     if missing:
         raise UserError(f"{directory}: found no {', '.join(missing)} in {RUN}, expected a whole record; run it again")
     filed = (*directory.parts[-4:-1], directory.name)
@@ -108,12 +97,7 @@ def check(directory: Path, failed: bool = False) -> dict[str, Any]:
     if record["status"] == "failed" and not failed:
         raise UserError(f"{directory}: found a failed run, expected one that ended; run it again or give --failed")
     for name, signed in record["files"].items():
-        path = as_written_or_packed(directory / name)
-        if path is None or digest(path) != signed:
-            found = "no file" if path is None else "another content"
-            raise UserError(
-                f"{directory / name}: found {found}, expected the one whose digest is in {RUN}; run it again"
-            )
+        signed_file(directory, name, signed)
     return record
 
 

@@ -106,6 +106,10 @@ def write_run_json(directory: Path, record: Mapping[str, Any]) -> None:
 
 # --- reading ---------------------------------------------------------------------------------------------
 
+# What every record has, and as what.
+_WHOLE = {"study": str, "arm": str, "seed": int, "scale": str, "status": str, "steps_done": int}
+_WHOLE |= dict.fromkeys(("summary", "config", "choices", "files"), dict)
+
 
 def read_run_json(directory: Path) -> dict[str, Any] | None:
     """Return a run's record, or ``None`` if the run has not ended; a damaged record is a :class:`UserError`."""
@@ -119,6 +123,10 @@ def read_run_json(directory: Path) -> dict[str, Any] | None:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         found = record.get("format") if isinstance(record, dict) else type(record).__name__
         raise UserError(f"{path}: found format {found}, expected {FORMAT}; remove it to run again")
+    for key, kind in _WHOLE.items():
+        if not isinstance(record.get(key), kind):
+            found = f"{type(record[key]).__name__} as {key}" if key in record else f"no {key}"
+            raise UserError(f"{path}: found {found}, expected a whole record; remove it to run again")
     return record
 
 
@@ -140,27 +148,43 @@ def as_written_or_packed(path: Path) -> Path | None:
 def read_rows(path: Path, growing: bool = False) -> Iterator[dict[str, Any]]:
     """Yield the rows of a ``.jsonl`` file or of its ``.xz``; no file, no rows.
 
-    What is no row is a :class:`UserError`, but for the last line of a file that may be ``growing``: it is left out.
+    Args:
+        growing: the last line may be one that is being written, or was cut off: then it is left out.
     """
     found = as_written_or_packed(path)
-    if found is None:
-        return
-
-    def damaged(what: str, error: Exception) -> UserError:
-        return UserError(f"{found}: found {what} ({error}), expected rows; remove {found.parent} to run it again")
-
-    try:
-        lines = unpacked(found).decode().splitlines()
-    except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
-        raise damaged("what cannot be read", error) from None
+    lines = unpacked(found).decode().splitlines() if found else []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            if growing and number == len(lines):
-                return
-            raise damaged(f"no valid JSON in line {number}", error) from None
-        yield row
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            if not growing or number < len(lines):
+                raise
+
+
+def signed_file(directory: Path, name: str, signed: str) -> Path:
+    """Return where a file of an ended run lies, as written or packed, if its digest is ``signed``, that in the record.
+
+    Raises:
+        UserError: there is no such file, or another content in it.
+    """
+    path = as_written_or_packed(directory / name)
+    try:
+        same = path is not None and digest(path) == signed
+    except (EOFError, lzma.LZMAError):  # a packed file that no longer unpacks
+        same = False
+    if path is None or not same:
+        found = "no file" if path is None else "another content"
+        expected = f"the one whose digest is in {RUN}"
+        raise UserError(f"{directory / name}: found {found}, expected {expected}; remove {directory} to run it again")
+    return path
+
+
+def run_rows(directory: Path, name: str) -> list[dict[str, Any]]:
+    """Return the rows of a file of an ended run, held against its record; none if the run wrote no such file, or if it
+    is being run again by now."""
+    record = read_run_json(directory)
+    signed = record["files"].get(name) if record is not None else None
+    return [] if signed is None else list(read_rows(signed_file(directory, name, signed)))
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -203,7 +227,7 @@ def _load(runs: pd.DataFrame, name: str) -> pd.DataFrame:
     rows = [
         {"run": run, "study": study, "arm": arm, "seed": seed, "scale": scale, **row}
         for run, study, arm, seed, scale in runs[_IDENTITY].itertuples(index=False)
-        for row in read_rows(Path(run) / name)
+        for row in run_rows(Path(run), name)
     ]
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=pd.Index([*_IDENTITY, "step"]))
 
