@@ -482,7 +482,12 @@ def test_damaged_curves_are_told_in_one_line(
 
 @pytest.mark.parametrize(
     ("key", "value", "found"),
-    [("summary", None, "NoneType as summary"), ("seed", "1", "str as seed"), ("config", ..., "no config")],
+    [
+        ("summary", None, "NoneType as summary, expected a whole record"),
+        ("seed", "1", "str as seed, expected a whole record"),
+        ("config", ..., "no config, expected a whole record"),
+        ("status", "done", "status 'done', expected one of completed, diverged, failed"),
+    ],
 )
 def test_a_record_that_is_not_whole_is_told_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: Any, found: str
@@ -491,4 +496,14 @@ def test_a_record_that_is_not_whole_is_told_in_one_line(
     record = json.loads(path.read_text()) | {key: value}
     path.write_text(json.dumps({name: record[name] for name in record if record[name] is not ...}))
     assert report.main(["--root", str(tmp_path / "runs"), "--out", str(tmp_path / "report.html")]) == 2
-    assert capsys.readouterr().err == f"{path}: found {found}, expected a whole record; remove it to run again\n"
+    assert capsys.readouterr().err == f"{path}: found {found}; remove it to run again\n"
+
+
+def test_a_run_copied_beside_itself_is_told_and_not_counted_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "runs", "fig1_mnist", "norm=none", 0, [0.1, 0.2])
+    copy = shutil.copytree(run, run.with_name("seed=0.bak"))
+    assert report.main(["--root", str(tmp_path / "runs"), "--out", str(tmp_path / "report.html")]) == 2
+    found = "found the record of laptop/fig1_mnist/norm=none/seed=0, expected that of its own path"
+    assert capsys.readouterr().err == f"{copy}: {found}; move it back, or out of here\n"

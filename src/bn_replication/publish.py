@@ -33,7 +33,6 @@ from bn_replication.records import (
     ACTIVATIONS,
     PACKED,
     RUN,
-    STATUSES,
     as_written_or_packed,
     atomic_write,
     digest,
@@ -42,6 +41,7 @@ from bn_replication.records import (
     pack,
     read_rows,
     read_run_json,
+    refuse_misfiled,
     run_directories,
     signed_file,
     unpacked,
@@ -84,16 +84,7 @@ def check(directory: Path, failed: bool = False) -> dict[str, Any]:
     missing = [key for key in _TOLD if key not in record]
     if missing:
         raise UserError(f"{directory}: found no {', '.join(missing)} in {RUN}, expected a whole record; run it again")
-    filed = (*directory.parts[-4:-1], directory.name)
-    named = (record["scale"], record["study"], record["arm"], f"seed={record['seed']}")
-    if filed != named:
-        raise UserError(
-            f"{directory}: found the record of {'/'.join(named)}, expected that of its own path; move it back"
-        )
-    if record["status"] not in STATUSES:
-        raise UserError(
-            f"{directory}: found status '{record['status']}', expected one of {', '.join(STATUSES)}; rerun it"
-        )
+    refuse_misfiled(directory, record)
     if record["status"] == "failed" and not failed:
         raise UserError(f"{directory}: found a failed run, expected one that ended; run it again or give --failed")
     for name, signed in record["files"].items():

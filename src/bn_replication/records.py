@@ -127,6 +127,9 @@ def read_run_json(directory: Path) -> dict[str, Any] | None:
         if not isinstance(record.get(key), kind):
             found = f"{type(record[key]).__name__} as {key}" if key in record else f"no {key}"
             raise UserError(f"{path}: found {found}, expected a whole record; remove it to run again")
+    if (status := record["status"]) not in STATUSES:
+        expected = f"one of {', '.join(STATUSES)}"
+        raise UserError(f"{path}: found status '{status}', expected {expected}; remove it to run again")
     return record
 
 
@@ -203,6 +206,14 @@ def run_directories(root: Path, study: str | None = None, scale: str | None = No
     return sorted(path.parent for path in root.glob(f"{scale or '*'}/{study or '*'}/*/seed=*/{RUN}"))
 
 
+def refuse_misfiled(directory: Path, record: Mapping[str, Any]) -> None:
+    """Raise :class:`UserError` if a record lies in another run's place: it would be read as that, or count twice."""
+    named = (record["scale"], record["study"], record["arm"], f"seed={record['seed']}")
+    if directory.parts[-4:] != named:
+        found = f"found the record of {'/'.join(named)}, expected that of its own path"
+        raise UserError(f"{directory}: {found}; move it back, or out of here")
+
+
 def load_runs(root: Path | Iterable[Path], study: str | None = None, scale: str | None = None) -> pd.DataFrame:
     """Return one row a run: identity, outcome, ``summary.*``, the configuration's dotted keys and ``choice.*``."""
     import pandas as pd
@@ -212,6 +223,7 @@ def load_runs(root: Path | Iterable[Path], study: str | None = None, scale: str 
     for directory in (path for one in roots for path in run_directories(one, study, scale)):
         record = read_run_json(directory)
         assert record is not None  # its run.json was listed a moment ago
+        refuse_misfiled(directory, record)
         keep = ("study", "arm", "seed", "scale", "status", "reason", "steps_done", "seconds", "started")
         row: dict[str, Any] = {"path": directory, "run": str(directory), **{key: record.get(key) for key in keep}}
         row |= {f"summary.{key}": value for key, value in record["summary"].items()}
