@@ -20,6 +20,8 @@ from bn_replication import metrics
 from bn_replication.figures.frames import accuracy, over_seeds, steps_to_plain_best, typical_units
 from bn_replication.figures.style import BLUE, ORANGE, PERCENT, VERMILLION, Frame, Look, looks, short
 
+FEW = 6  # seeds; the lines of more are thinner still
+
 
 def steps_axis(ax: Axes, log: bool = False) -> None:
     """Label the x axis with training steps, thousands as K as the paper does."""
@@ -57,8 +59,10 @@ def learning_curves(
         if own.empty:
             continue
         ax.fill_between(own["step"], own["low"], own["high"], color=look.colour, alpha=0.13, linewidth=0)
-        for run, seed in frame[frame["arm"] == arm].groupby("run"):
-            ax.plot(seed["step"], seed[column], color=look.colour, alpha=0.45, linewidth=0.5, linestyle=look.dash)
+        seeds = frame[frame["arm"] == arm].groupby("run")
+        width = 0.5 if len(seeds) <= FEW else 0.2
+        for run, seed in seeds:
+            ax.plot(seed["step"], seed[column], color=look.colour, alpha=0.45, linewidth=width, linestyle=look.dash)
             if run in diverged:
                 last = seed.iloc[-1]
                 ax.plot(
