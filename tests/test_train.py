@@ -84,6 +84,7 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(mistake: str,
     ("overrides", "complaint"),
     [
         (["optimizer.rate=0"], "optimizer.rate: found 0, expected greater than 0"),
+        (["machine.jobs=-2"], "machine.jobs: found -2, expected greater than or equal to -1"),
         (["optimizer.momentum=1"], "optimizer.momentum: found 1, expected less than 1"),
         (["probe.percentiles=[15,150]"], "probe.percentiles.1: found 150, expected less than or equal to 100"),
         (["probe.histogram.low=9"], "low < high"),

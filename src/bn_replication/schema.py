@@ -210,7 +210,7 @@ class Machine(Section):
     cuda_graph: bool
     results: Place
     checkpoint_every: Count
-    jobs: Whole
+    jobs: Annotated[Whole, Field(ge=-1, le=1024)]
     workers: Annotated[Whole, Field(ge=0, le=1024)]
     resume_anyway: bool
 
