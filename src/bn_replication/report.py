@@ -127,11 +127,15 @@ def command(study: str, scale: str, seeds: int = 0) -> str:
 
 
 def asks(study: str) -> str:
-    """Return what a study asks, in the words at the head of its configuration; nothing if it has none."""
+    """Return what a study asks, in the words at the head of its configuration; nothing if it has none.
+
+    How many seeds it has unless told otherwise is left out: records tell how many there are.
+    """
     path = STUDIES / f"{study}.yaml"
     lines = path.read_text().splitlines() if path.exists() else []
     head = itertools.takewhile(lambda line: line.startswith("#"), lines)
-    return " ".join(line.lstrip("# ") for line in head if "@package" not in line)
+    words = " ".join(line.lstrip("# ") for line in head if "@package" not in line)
+    return re.sub(r"(?<=[.?]) [^.?]* x \d+ seeds?\b[^.?]*\.$", "", words)
 
 
 def effect_svg(
