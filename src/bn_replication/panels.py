@@ -63,7 +63,7 @@ def every(
 
 
 def panels(
-    study: str, found: Sequence[Source], paper: Mapping[str, Any], ledger: Mapping[str, Entry] | None = None
+    study: str, found: Sequence[Source], paper: Mapping[str, Any], ledger: Mapping[str, Entry]
 ) -> list[dict[str, Any]]:
     """Return a study's panels, one a scale and source: figures, chart data and, for Figure 3, its table."""
     result = []

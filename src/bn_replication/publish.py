@@ -43,7 +43,7 @@ from bn_replication.records import (
     read_run_json,
     refuse_misfiled,
     run_directories,
-    signed_file,
+    signed_content,
     unpacked,
     write_run_json,
 )
@@ -88,7 +88,7 @@ def check(directory: Path, failed: bool = False) -> dict[str, Any]:
     if record["status"] == "failed" and not failed:
         raise UserError(f"{directory}: found a failed run, expected one that ended; run it again or give --failed")
     for name, signed in record["files"].items():
-        signed_file(directory, name, signed)
+        signed_content(directory, name, signed)
     return record
 
 

@@ -164,22 +164,27 @@ def read_rows(path: Path, growing: bool = False) -> Iterator[dict[str, Any]]:
                 raise
 
 
-def signed_file(directory: Path, name: str, signed: str) -> Path:
-    """Return where a file of an ended run lies, as written or packed, if its digest is ``signed``, that in the record.
+def readable(path: Path) -> bytes | None:
+    """Return :func:`unpacked`, or ``None`` where the file is damaged so that it cannot be."""
+    try:
+        return unpacked(path)
+    except (OSError, EOFError, lzma.LZMAError):
+        return None
+
+
+def signed_content(directory: Path, name: str, signed: str) -> bytes:
+    """Return what is in a file of an ended run, unpacked, if its digest is ``signed``, the one in the run's record.
 
     Raises:
         UserError: there is no such file, or another content in it.
     """
     path = as_written_or_packed(directory / name)
-    try:
-        same = path is not None and digest(path) == signed
-    except (EOFError, lzma.LZMAError):  # a packed file that no longer unpacks
-        same = False
-    if path is None or not same:
+    content = None if path is None else readable(path)
+    if content is None or digest(content) != signed:
         found = "no file" if path is None else "another content"
         expected = f"the one whose digest is in {RUN}"
         raise UserError(f"{directory / name}: found {found}, expected {expected}; remove {directory} to run it again")
-    return path
+    return content
 
 
 def run_rows(directory: Path, name: str) -> list[dict[str, Any]]:
@@ -187,7 +192,8 @@ def run_rows(directory: Path, name: str) -> list[dict[str, Any]]:
     is being run again by now."""
     record = read_run_json(directory)
     signed = record["files"].get(name) if record is not None else None
-    return [] if signed is None else list(read_rows(signed_file(directory, name, signed)))
+    lines = [] if signed is None else signed_content(directory, name, signed).decode().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -206,11 +212,15 @@ def run_directories(root: Path, study: str | None = None, scale: str | None = No
     return sorted(path.parent for path in root.glob(f"{scale or '*'}/{study or '*'}/*/seed=*/{RUN}"))
 
 
+def place(record: Mapping[str, Any]) -> Path:
+    """Return where a record belongs, as :func:`run_directory` does, below any root."""
+    return run_directory(Path(), record["scale"], record["study"], record["arm"], record["seed"])
+
+
 def refuse_misfiled(directory: Path, record: Mapping[str, Any]) -> None:
     """Raise :class:`UserError` if a record lies in another run's place: it would be read as that, or count twice."""
-    named = (record["scale"], record["study"], record["arm"], f"seed={record['seed']}")
-    if directory.parts[-4:] != named:
-        found = f"found the record of {'/'.join(named)}, expected that of its own path"
+    if directory.parts[-4:] != (named := place(record)).parts:
+        found = f"found the record of {named.as_posix()}, expected that of its own path"
         raise UserError(f"{directory}: {found}; move it back, or out of here")
 
 

@@ -43,11 +43,7 @@ from bn_replication.ledger import (
     read_yaml,
 )
 from bn_replication.panels import Source
-from bn_replication.records import (
-    atomic_write,
-    load_runs,
-    read_run_json,
-)
+from bn_replication.records import atomic_write, load_runs, read_run_json
 from bn_replication.scoreboard import LEGEND, by_whom, counted, measured, ours, papers, tally, unadjusted
 
 HERE = Path(__file__).parent
@@ -127,15 +123,11 @@ def command(study: str, scale: str, seeds: int = 0) -> str:
 
 
 def asks(study: str) -> str:
-    """Return what a study asks, in the words at the head of its configuration; nothing if it has none.
-
-    How many seeds it has unless told otherwise is left out: records tell how many there are.
-    """
+    """Return what a study asks, in the words at the head of its configuration; nothing if it has none."""
     path = STUDIES / f"{study}.yaml"
     lines = path.read_text().splitlines() if path.exists() else []
     head = itertools.takewhile(lambda line: line.startswith("#"), lines)
-    words = " ".join(line.lstrip("# ") for line in head if "@package" not in line)
-    return re.sub(r"(?<=[.?]) [^.?]* x \d+ seeds?\b[^.?]*\.$", "", words)
+    return " ".join(line.lstrip("# ") for line in head if "@package" not in line)
 
 
 def effect_svg(

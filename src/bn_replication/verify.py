@@ -17,7 +17,6 @@ import argparse
 import difflib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -62,14 +61,14 @@ def altered_records(published: Path) -> list[str]:
     for directory in records.run_directories(published):
         record = records.read_run_json(directory)
         assert record is not None  # its run.json was listed a moment ago
-        filed = "/".join(directory.relative_to(published).parts)
-        named = f"{record['scale']}/{record['study']}/{record['arm']}/seed={record['seed']}"
-        if filed != named:
-            faults.append(f"{directory}: holds the record of {named}")
+        if directory.relative_to(published) != (named := records.place(record)):
+            faults.append(f"{directory}: holds the record of {named.as_posix()}")
         for name in {records.CURVES, records.ACTIVATIONS} | set(record["files"]):
             file = records.as_written_or_packed(directory / name)
             signed = record["files"].get(name)
-            if (file and _digest(file)) != signed:
+            content = records.readable(file) if file else None
+            held = "unreadable" if content is None else records.digest(content)
+            if (file and held) != signed:
                 found = "altered since it was written" if file and signed else "missing" if signed else "in no record"
                 faults.append(f"{directory / name}: {found}")
     listed, there = set(_read(published / MANIFEST).splitlines()), set(manifest(published).splitlines())
@@ -77,13 +76,6 @@ def altered_records(published: Path) -> list[str]:
         change = "the manifest lists another or none such" if line in there else "not the one in the manifest"
         faults.append(f"{published / line.partition('  ')[2]}: {change}")
     return sorted(set(faults))
-
-
-def _digest(path: Path) -> str:
-    try:
-        return records.digest(path)
-    except (OSError, EOFError, LZMAError):  # a packed file that no longer unpacks
-        return "unreadable"
 
 
 def changed_rules(published: Path, ledger: Mapping[str, Entry]) -> list[str]:

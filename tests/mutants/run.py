@@ -115,7 +115,7 @@ MUTANTS = [
            "other[row]", "tests/test_metrics.py"),
     Mutant("altered records signed with the others", "verify.py", "if anew is None or not signed.exists():", "if True:",
            "tests/test_verify.py"),
-    Mutant("altered curves judged", "records.py", "digest(path) == signed", "digest(path) != b''",
+    Mutant("altered curves judged", "records.py", "digest(content) != signed:", "False:",
            "tests/test_report.py -k damaged"),
     Mutant("a rule changed unseen", "verify.py", "if stored != entry_digest(entry) and stored not in amended:",
            "if False:", "tests/test_verify.py"),
