@@ -1,14 +1,15 @@
 """Promote runs to the committed records: ``python -m bn_replication.publish [STUDY ...]``.
 
 A run is checked (its record is whole, its files are the ones it signed, it did not fail) and compacted to at
-most 100 kB: files are packed, the curve as it is, to the byte; activations are rounded to 3 significant digits;
-histograms become parts per thousand and stay with one seed an arm, the lowest, at every second probe or, where that
-is too much, at every fourth or eighth, and at the last; the percentiles of single units stay where a claim reads them,
-and elsewhere with that one seed. What was done is written into the published ``run.json`` under
-``published``, with the digests of the files as the run wrote them. A run that is published already is left as
-it stands; one that differs is refused. Nothing is written unless every run asked for passes. Figures,
-verdicts and the README's scoreboard follow. ``--again`` compacts what is published anew, where an older version of
-this file kept more.
+most 100 kB: files are packed, the curve as it is, to the byte; activations are rounded to 3 significant digits, a
+layer's percentiles to the decimals of the largest of them and its mean to those of its standard deviation (a mean of
+1e-8 beside a deviation of 1 is rounding noise); histograms become parts per thousand and stay with one seed an arm, the
+lowest, at every second probe or, where that is too much, at every fourth or eighth, and at the last; the percentiles of
+single units stay where a claim reads them, and elsewhere with that one seed. What was done is written into the
+published ``run.json`` under ``published``, with the digests of the files as the run wrote them. A run that is published
+already is left as it stands; one that differs is refused. Nothing is written unless every run asked for passes.
+Figures, verdicts and the README's scoreboard follow. ``--again`` compacts what is published anew, where an older
+version of this file kept more.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import contextlib
 import functools
 import json
+import math
 import os
 import shutil
 import sys
@@ -99,6 +101,26 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
+def together(*values: Any) -> list[Any]:
+    """Return numbers of one layer with the decimals that the largest has at :data:`DIGITS` significant digits."""
+    slim = rounded(list(values))
+    largest = max((abs(value) for value in slim if value is not None and math.isfinite(value)), default=0.0)
+    if not largest:
+        return slim
+    decimals = DIGITS - 1 - math.floor(math.log10(largest))
+    return [value if value is None else round(value, decimals) + 0.0 for value in slim]  # no minus zero
+
+
+def slimmed(row: dict[str, Any]) -> dict[str, Any]:
+    """Return an activation record with its numbers rounded as they are published."""
+    slim = {key: rounded(value) for key, value in row.items()}
+    if "percentiles" in row:
+        slim["percentiles"] = together(*row["percentiles"])
+    if "mean" in row:
+        slim["mean"] = together(row["mean"], row.get("std"))[0]
+    return slim
+
+
 def compact(rows: Sequence[dict[str, Any]], every: int, units: bool = True) -> bytes:
     """Return activation records as JSON lines, rounded, with histograms at every ``every``-th probe and the last only
     (0: none), and with the percentiles of single units or without.
@@ -107,7 +129,7 @@ def compact(rows: Sequence[dict[str, Any]], every: int, units: bool = True) -> b
     lines, seen = [], {}
     for row in rows:
         probe = seen.setdefault(row["step"], len(seen))
-        slim = {key: rounded(value) for key, value in row.items() if key not in left_out}
+        slim = slimmed({key: value for key, value in row.items() if key not in left_out})
         if row.get("histogram") and every and (probe % every == 0 or row["step"] == rows[-1]["step"]):
             slim["histogram"] = row["histogram"]
         lines.append(json_line(slim))
