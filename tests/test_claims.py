@@ -152,6 +152,8 @@ def test_every_open_value_is_the_one_in_the_configuration() -> None:
         ),
         (lambda rule: rule.update(bounds={"above": 2, "below": 1}), "above < below"),
         (lambda rule: rule.update(bounds={"below": -1}), "above 0"),
+        (lambda rule: rule.update(bounds={"above": 0.0}), "above 0"),  # a ratio is always above 0: no test
+        (lambda rule: rule.update(bounds={"below": 0}), "above 0"),
         (lambda rule: rule.pop("why"), "found no 'why'"),
         (lambda rule: rule.pop("control"), "a control"),
         (lambda rule: rule.update(kind="exact"), "effect: value for exact claims"),
@@ -169,6 +171,15 @@ def test_a_mistake_in_the_ledger_is_refused_in_one_line(
     assert line in str(caught.value)
     assert "'faster'" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_study_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump({"faster": {**RULE, "metric": {"name": "steps_to"}, "study": "fig1_mnits"}}))
+    assert load_ledger(path)["faster"].study == "fig1_mnits"  # a ledger elsewhere may judge studies that are elsewhere
+    monkeypatch.setattr("bn_replication.ledger.LEDGER", path)
+    with pytest.raises(UserError, match=r"found study 'fig1_mnits', .* did you mean 'fig1_mnist'\?"):
+        load_ledger(path)
 
 
 def test_a_claim_given_twice_is_refused(tmp_path: Path) -> None:
@@ -511,6 +522,29 @@ def test_a_ratio_of_which_nothing_is_known_is_no_number(tmp_path: Path) -> None:
     assert math.isnan(verdict.estimate)
     assert (verdict.low, verdict.high, verdict.censored) == (0, math.inf, 6)
     assert ours(rule, verdict) == "unknown [0, ∞]"
+
+
+@pytest.mark.parametrize(
+    ("bound", "heights", "side", "words"),
+    [
+        ({"below": 1}, (0.5, 0.9), "", "1.86x fewer steps ["),
+        # The treatment never gets there in one seed: it takes more steps than were made, so the ratio is a least one.
+        ({"below": 1}, (0.5, 0.9, 0.4), "at least", "at most 1.47x fewer steps ["),
+        ({"above": 1}, (0.5, 0.4), "at least", "at least 1.25x more steps ["),
+    ],
+)
+def test_an_effect_with_censored_runs_says_on_which_side_it_is(
+    tmp_path: Path, bound: dict[str, float], heights: tuple[float, ...], side: str, words: str
+) -> None:
+    """Three seeds; the heights are the control's, the treatment's, and the treatment's in the last seed."""
+    rule = entry(metric={"name": "steps_to"}, effect="ratio", bounds=bound)
+    for seed in range(3):
+        write(tmp_path, "study", "norm=none", seed, climb(heights[0], 800))
+        write(tmp_path, "study", "norm=batch", seed, climb(heights[-1 if seed == 2 else 1], 800 if seed < 2 else 1000))
+    verdict = verdict_of(tmp_path, rule)
+    assert verdict.side == side
+    assert ours(rule, verdict).startswith(words)
+    assert f",{side}," in verdicts_csv([verdict])
 
 
 def test_a_number_that_is_missing_is_unknown_and_not_censored(tmp_path: Path) -> None:

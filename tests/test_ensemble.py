@@ -321,6 +321,13 @@ def test_the_table_says_what_the_records_say(evaluated: Path) -> None:
     assert ours.startswith(f"{100 * sum(errors) / 2:.1f}%")
     assert (rows["BN-Inception ensemble"]["crops"], rows["BN-Inception ensemble"]["networks"]) == ("36", "6")
     assert [row["paper"] for row in gains["rows"]] == ["−3.21 points", "−1.89 points"]
+    # An evaluation that is gone leaves a dash, or its seed out of the pairs, and no error.
+    frame = records.load_runs(evaluated, STUDY)
+    gone = frame["choice.evaluation"] == "multicrop"
+    for lacking, gain, count in ((frame[~gone], "—", "2"), (frame[~gone | (frame["seed"] == 0)], "points", "1 to 2")):
+        table, differences = fig4.tables(lacking, paper)
+        assert all(row["ours"].endswith(gain) and "nan" not in row["ours"] for row in differences["rows"])
+        assert f"means of {count} seed(s)" in table["caption"]
     text = fig4.text(evaluated, STUDY, "smoke", paper)
     assert f"{EXAMPLES} held-out images" in text
     assert ours in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_histograms_are_parts_per_thousand_and_thinned_only_as_far_as_needed() -
         ({"percentiles": [-1.0123, -0.0044512, 1.0142]}, {"percentiles": [-1.01, 0.0, 1.01]}),
         ({"percentiles": [0.00012345, 0.45678, 0.9996]}, {"percentiles": [0.0, 0.46, 1.0]}),
         ({"percentiles": [-12345.6, 6.7891, 77.7]}, {"percentiles": [-12300.0, 0.0, 100.0]}),
-        ({"percentiles": [0.0, 0.0, 0.0]}, {"percentiles": [0.0, 0.0, 0.0]}),
+        ({"percentiles": [-0.0, 0.0, 0.0]}, {"percentiles": [0.0, 0.0, 0.0]}),
         ({"mean": 4.5891e-08, "std": 1.0001}, {"mean": 0.0, "std": 1.0}),
         ({"mean": -0.51234, "std": 0.01234}, {"mean": -0.512, "std": 0.0123}),
         ({"mean": 0.0123, "std": 4.5678e-05}, {"mean": 0.0123, "std": 4.57e-05}),
@@ -98,6 +99,7 @@ def test_histograms_are_parts_per_thousand_and_thinned_only_as_far_as_needed() -
 def test_numbers_of_one_layer_are_rounded_together(row: dict[str, object], slim: dict[str, object]) -> None:
     assert publish.slimmed(row) == slim
     assert publish.slimmed(slim) == slim  # and once is enough
+    assert not re.search(r"-0\.0[],]", str(publish.slimmed(row)))
 
 
 def noisy(directory: Path, snapshots: int, layers: int, units: int) -> None:
@@ -153,6 +155,37 @@ def test_publishing_twice_changes_nothing(place: Path, capsys: pytest.CaptureFix
     assert run(place) == 0
     assert tree(place) == first
     assert capsys.readouterr().out.count("unchanged ") == 4
+
+
+def test_what_was_cut_off_can_be_typed_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    published = place / "published"
+    with monkeypatch.context() as older:
+        older.setattr(publish, "DIGITS", 6)
+        older.setattr(publish, "draw", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            run(place)
+    assert run(place) == 0
+    assert verify.altered_records(published) == []
+    promote, done = publish.promote, []
+
+    def one(promotion: publish.Promotion) -> None:
+        if done:
+            raise KeyboardInterrupt
+        promote(promotion)
+        done.append(promotion)
+
+    with monkeypatch.context() as short:
+        short.setattr(publish, "promote", one)
+        with pytest.raises(KeyboardInterrupt):
+            publish.again(published)
+    assert len(done) == 1
+    assert run(place, "--again") == 0
+    assert verify.altered_records(published) == []
+    told = [(records.read_run_json(path) or {})["published"]["digits"] for path in records.run_directories(published)]
+    assert told == [3] * 4
 
 
 def test_the_same_numbers_at_another_time_are_the_same_run(place: Path) -> None:

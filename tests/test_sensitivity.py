@@ -115,6 +115,23 @@ def test_what_decides_nothing_agrees_with_nothing(tmp_path: Path) -> None:
     assert sensitivity.words(row, load_ledger()["fig1-higher"])["survives"] == "undecided, estimates on one side"
 
 
+def test_a_side_is_told_only_where_it_is_known(tmp_path: Path) -> None:
+    """An arm that never gets there gives a least ratio: below the bound of 1, it may be on either side."""
+    for alternative, ends in {CHOSEN: (0.9, 0.9), "rate_lower": (0.9, 0.4), "rate_higher": (0.4, 0.4)}.items():
+        for seed in range(4):
+            write(tmp_path, "sensitivity_mnist", f"alternative={alternative},norm=none", seed, climb(PLAIN, 800))
+            treated = climb(ends[seed % 2], 800)
+            write(tmp_path, "sensitivity_mnist", f"alternative={alternative},norm=batch", seed, treated)
+    rows = rows_of(tmp_path, "fig1-faster")
+    assert (rows["rate_lower"].side, rows["rate_lower"].chosen_side) == ("at least", "")
+    assert rows["rate_lower"].estimate < 1
+    assert rows["rate_lower"].same_side is None
+    assert (rows["rate_higher"].side, rows["rate_higher"].same_side) == ("at least", False)
+    said = sensitivity.words(rows["rate_lower"], load_ledger()["fig1-faster"])
+    assert said["here"].startswith("at most ")
+    assert not said["chosen"].startswith("at ")
+
+
 def test_a_missing_run_is_said(tmp_path: Path) -> None:
     tried(tmp_path, CHOSEN, BN_HIGHER)
     tried(tmp_path, "rate_lower", 0.7, seeds=4)

@@ -78,6 +78,7 @@ class Verdict:
     scale: str  # "" if the claim's study has no runs anywhere
     verdict: Literal["reproduced", "contradicted", "inconclusive", "not run"]
     estimate: float = math.nan
+    side: Literal["", "at least", "at most"] = ""  # what is known of the effect, where censored runs are in the mean
     low: float = math.nan
     high: float = math.nan
     level: float = math.nan  # confidence of the interval, as Holm's procedure allots it
@@ -224,10 +225,19 @@ def _present(cell: Any) -> bool:
 
 def _same(cell: Any, value: Scalar) -> bool:
     if isinstance(value, str):
-        return str(cell) == value
+        # YAML reads 1e-5, without a point, as text.
+        return str(cell) == value or (_is_number(cell) and _is_number(value) and _same(cell, float(value)))
     if isinstance(value, bool) or isinstance(cell, bool | np.bool_):
         return isinstance(cell, bool | np.bool_) and isinstance(value, bool) and bool(cell) == value
     return isinstance(cell, int | float) and math.isclose(cell, value, rel_tol=1e-9)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return not isinstance(value, bool | np.bool_)
 
 
 def _spell(arm: Mapping[str, Sequence[Scalar]]) -> str:
@@ -303,7 +313,12 @@ def _whole_grids(metric: Grid, arms: Mapping[str, Mapping[int, Sequence[Run]]]) 
 
 def _setting(metric: Grid, run: Run) -> float:
     """Return a run's place on the grid, rounded so that equal settings compare equal."""
-    return float(f"{math.prod(float(_cell(run, key)) for key in metric.grid):.9g}")
+    cells = {key: _cell(run, key) for key in metric.grid}
+    for key, cell in cells.items():
+        if not _is_number(cell) or (metric.keep is not None and float(cell) <= 0):
+            expected = "a number" if metric.keep is None else "a number above 0, as its range is told in decades"
+            raise UserError(f"found {key}={cell} in {run['run']}, expected {expected}; mend the grid in {LEDGER}")
+    return float(f"{math.prod(map(float, cells.values())):.9g}")
 
 
 def _cell(run: Run, name: str) -> Any:
@@ -448,7 +463,8 @@ def _exact(entry: Entry, seen: Evidence, scale: str) -> Verdict:
     verdict = stats.decide(stats.Interval(low, high), _bounds(entry, scale))
     # One run outside the bounds is a counter-example; a number that is not finite is outside any.
     verdict = "reproduced" if verdict == "reproduced" else "contradicted"
-    return Verdict(entry.id, scale, verdict, high, low, high, n=len(seen.effects), note="; ".join(seen.notes))
+    note = "; ".join(seen.notes)
+    return Verdict(entry.id, scale, verdict, estimate=high, low=low, high=high, n=len(seen.effects), note=note)
 
 
 def _empirical(
@@ -463,9 +479,10 @@ def _empirical(
     drawn, plain = interval(alpha), interval(ALPHA)
     verdict = stats.decide(drawn, bounds)
     lows, highs = [e.low for e in seen.effects], [e.high for e in seen.effects]
-    # The mean of censored effects is known only to lie between these two; the finite one is shown.
+    # The mean of censored effects is known only to lie between these two; the finite one is shown, with its side.
     means = (sum(lows) / len(lows), sum(highs) / len(highs))
     estimate = next((mean for mean in means if math.isfinite(mean)), math.nan)
+    side = "" if means[0] == means[1] or math.isnan(estimate) else "at least" if estimate == means[0] else "at most"
     needs = None
     if verdict == "inconclusive" and entry.effect == "share":
         needs = stats.required_n_share(round(sum(lows)), len(lows), bounds, alpha)
@@ -477,6 +494,7 @@ def _empirical(
         scale=scale,
         verdict=verdict,
         estimate=natural(estimate),
+        side=side,
         low=natural(drawn.low),
         high=natural(drawn.high),
         level=1 - alpha,

@@ -22,6 +22,7 @@ MODELS = (
     ("GoogLeNet ensemble", None, "googlenet_ensemble"),
     ("Deep Image ensemble", None, "deep_image_ensemble"),
 )
+OF_SEVERAL = ("ensemble_single_crop", "ensemble")
 GAINS = (
     ("multicrop less single crop", "single_crop", "multicrop"),
     ("ensemble less multicrop", "multicrop", "ensemble"),
@@ -54,8 +55,8 @@ def _tables(own: Frame, paper: Mapping[str, Any], which: str) -> list[dict[str, 
     for model, name, entry in MODELS:
         row = {"model": model, "crops": "—", "networks": "—"}
         if name:
-            first = own[own["choice.evaluation"] == name].iloc[0]
-            row |= {"crops": f"{first['crops']:.0f}", "networks": f"{first['models']:.0f}"}
+            for first in own[own["choice.evaluation"] == name].to_dict("records")[:1]:
+                row |= {"crops": f"{first['crops']:.0f}", "networks": f"{first['models']:.0f}"}
         for key, label in (("top1_error", "top-1"), ("top5_error", "top-5")):
             value = paper.get(entry, {}).get(key, {}).get("value") if entry else None
             row[f"{label}, paper"] = "—" if value is None else f"{100 * value:.4g}%"
@@ -63,11 +64,12 @@ def _tables(own: Frame, paper: Mapping[str, Any], which: str) -> list[dict[str, 
         rows.append(row)
     gains = []
     for title, control, treatment in GAINS:
-        difference = by_seed[treatment, "top1_error"] - by_seed[control, "top1_error"]
+        difference = (by_seed[treatment, "top1_error"] - by_seed[control, "top1_error"]).dropna()  # pairs of seeds
         value = paper[treatment]["gain"]["value"]
         ours = _interval(difference, "{:+.2f}", " points")
         gains.append({"top-1 error": title, "paper": _sign(f"{100 * value:+.2f} points"), "ours": ours})
-    examples, seeds = own["examples"].iloc[0], own["seed"].nunique()
+    examples = own["examples"].iloc[0]
+    seeds = " to ".join(map(str, sorted({len(values) for values in by_seed.values()} - {0})))  # 3, or 2 to 3
     caption = (
         f"Errors on {examples:.0f} held-out images, the same in every row; means of {seeds} seed(s), in brackets 95% "
         "intervals, each by itself. A single network is the mean of the six networks' own errors."
@@ -80,6 +82,8 @@ def _tables(own: Frame, paper: Mapping[str, Any], which: str) -> list[dict[str, 
 
 def _interval(values: Sequence[float], form: str, unit: str) -> str:
     """Return the mean of ``values`` (fractions) in hundredths and the interval they give, if they are several."""
+    if not len(values):
+        return "—"
     low, high = stats.t_interval(list(values), ALPHA)
     mean = form.format(100 * sum(values) / len(values))
     bracket = f" [{form.format(100 * low)}, {form.format(100 * high)}]" if math.isfinite(low) else ""

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from bn_replication.errors import UserError, nearest
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+STUDIES = EXPERIMENTS.parent / "configs" / "experiment"
 LEDGER, PAPER, AMBIGUITIES = (EXPERIMENTS / f"{name}.yaml" for name in ("claims", "paper", "ambiguities"))
 
 SCALES = ("smoke", "laptop", "gpu", "paper")
@@ -207,7 +208,8 @@ class Entry(_Strict):
         inside = isinstance(self.metric, Summary) and self.metric.against is not None
         if self.effect in ("ratio", "difference") and (self.control is None) != inside:
             raise ValueError("a control, as the effect compares two arms (or metric.against, and then no control)")
-        if self.effect == "ratio" and any((e.above or 1) <= 0 or (e.below or 1) <= 0 for e in self.bounds.values()):
+        edges = [edge for e in self.bounds.values() for edge in (e.above, e.below) if edge is not None]
+        if self.effect == "ratio" and any(edge <= 0 for edge in edges):
             raise ValueError("bounds above 0, as a ratio's are")
         return self
 
@@ -257,6 +259,11 @@ def load_ledger(path: Path = LEDGER) -> dict[str, Entry]:
         except ValidationError as error:
             fault = error.errors(include_url=False)[0]
             raise UserError(f"claim '{name}': {_explain(fault)}; mend it in {path}") from None
+    for name, entry in ledger.items() if path == LEDGER else ():
+        if entry.kind == "empirical" and not (STUDIES / f"{entry.study}.yaml").exists():
+            known = [study.stem for study in STUDIES.glob("*.yaml")]
+            expected = f"one of configs/experiment/{nearest(entry.study, known)}"
+            raise UserError(f"claim '{name}': found study '{entry.study}', expected {expected}; mend it in {path}")
     return ledger
 
 

@@ -105,9 +105,7 @@ def together(*values: Any) -> list[Any]:
     """Return numbers of one layer with the decimals that the largest has at :data:`DIGITS` significant digits."""
     slim = rounded(list(values))
     largest = max((abs(value) for value in slim if value is not None and math.isfinite(value)), default=0.0)
-    if not largest:
-        return slim
-    decimals = DIGITS - 1 - math.floor(math.log10(largest))
+    decimals = DIGITS - 1 - math.floor(math.log10(largest)) if largest else 0
     return [value if value is None else round(value, decimals) + 0.0 for value in slim]  # no minus zero
 
 
@@ -165,7 +163,7 @@ def prepare(source: Path, target: Path, record: dict[str, Any], lowest: bool) ->
         files = _packed(contents)
         size = head + sum(map(len, files.values()))
         if size <= LIMIT:
-            how = {"from": record["files"], "digits": DIGITS, "histogram_every": every, "units": units}
+            how = _how(record["files"], every, units)
             warning = "its code had uncommitted changes" if record["environment"].get("dirty") else ""
             if histograms and every != EVERY:
                 warning += (
@@ -178,8 +176,19 @@ def prepare(source: Path, target: Path, record: dict[str, Any], lowest: bool) ->
     )
 
 
+def _how(written: Mapping[str, str], every: int, units: bool) -> dict[str, Any]:
+    """Return what a published record tells of its compaction; ``written``: digests of the files before it."""
+    return {
+        "from": written,
+        "digits": DIGITS,
+        "decimals": "of the largest",
+        "histogram_every": every,
+        "units": units,
+    }
+
+
 def again(target: Path) -> int:
-    """Compact every published run anew by today's rule; return how many that made smaller. None grows."""
+    """Compact every published run anew by today's rule, and sign it; return how many changed. No file of rows grows."""
     changed = 0
     for directory in run_directories(target):
         record = check(directory, failed=True)
@@ -191,10 +200,11 @@ def again(target: Path) -> int:
         every = how["histogram_every"] and max(how["histogram_every"], EVERY)
         rows = list(read_rows(directory / ACTIVATIONS))
         contents = _read(directory, record) | {ACTIVATIONS: compact(rows, every, units)}
-        how = {**how, "digits": min(how["digits"], DIGITS), "histogram_every": every, "units": units}
-        if _signed(contents) != record["files"]:
+        how = {**_how(how["from"], every, units), "digits": min(how["digits"], DIGITS)}
+        if (_signed(contents), how) != (record["files"], record["published"]):
             slim = {**record, "files": _signed(contents), "published": how}
             promote(Promotion(directory, directory, slim, _packed(contents), "replaced"))
+            verify.sign(target, [directory])
             changed += 1
     return changed
 
@@ -302,7 +312,7 @@ def draw(root: Path, studies: Iterable[tuple[str, str]]) -> list[Path]:
 def publish(
     source: Path, target: Path, studies: Sequence[str] = (), replace: bool = False, failed: bool = False
 ) -> list[Promotion]:
-    """Check and promote runs; return what was done. If any run is refused, nothing is written."""
+    """Check, promote and sign runs; return what was done. If any run is refused, nothing is written."""
     promotions, refusals = plan(source, target, studies, replace, failed)
     if refusals:
         for refusal in refusals[1:]:
@@ -315,6 +325,7 @@ def publish(
     for promotion in promotions:
         if promotion.state != "unchanged":
             promote(promotion)
+            verify.sign(target, [promotion.target])  # at once: what is cut off here can be typed again
     return promotions
 
 
@@ -345,7 +356,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.again:
         _refuse_altered(options.target, "nothing compacted")
         print(f"{again(options.target)} published runs compacted anew")
-        verify.sign(options.target, run_directories(options.target))
         verify.write(options.target, options.readme, load_ledger())
         return 0
     promotions = publish(options.source, options.target, options.studies, options.replace, options.failed)
@@ -355,7 +365,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{promotion.state:<9} {size / 1000:5.0f} kB  {promotion.target}{warning}")
     # What stands as it stood needs no new figures, unless it never had any.
     draw(options.target, sorted({p.study for p in promotions if p.state != "unchanged" or not p.drawn}))
-    verify.sign(options.target, [p.target for p in promotions if p.state != "unchanged"])
     _refuse_altered(options.target, "published, but the tables stay as they were")
     verify.write(options.target, options.readme, load_ledger())
     for fault in verify.changed_rules(options.target, load_ledger()):

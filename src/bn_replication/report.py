@@ -29,15 +29,15 @@ import vl_convert
 import yaml
 from markupsafe import Markup
 
-from bn_replication import figures, panels, sensitivity
+from bn_replication import fig4, figures, panels, sensitivity
 from bn_replication.claims import Verdict, judge
 from bn_replication.errors import UserError, nearest, one_line
 from bn_replication.ledger import (
     AMBIGUITIES,
-    EXPERIMENTS,
     LEDGER,
     PAPER,
     SCALES,
+    STUDIES,
     Entry,
     load_ledger,
     read_yaml,
@@ -47,7 +47,7 @@ from bn_replication.records import atomic_write, load_runs, read_run_json
 from bn_replication.scoreboard import LEGEND, by_whom, counted, measured, ours, papers, tally, unadjusted
 
 HERE = Path(__file__).parent
-STUDIES, SCALE = (EXPERIMENTS.parent / "configs" / group for group in ("experiment", "scale"))
+SCALE = STUDIES.parent / "scale"
 ROOTS = (Path("results/published"), Path("results/runs"))
 LIMIT = 5_000_000  # bytes the page should stay below
 PROSE = ("where", "says", "paper", "why", "amendments")
@@ -216,16 +216,18 @@ def provenance(source: Source) -> dict[str, Any]:
         for key, value in record.get("environment", {}).items():
             if value is not None:  # what runs need not tell: an exact claim has no revision of its own
                 seen.setdefault(key, set()).add(str(value)[:12] if key == "git" else str(value))
-    seconds = source.runs["seconds"].astype(float).sum()
+    runs = source.runs.assign(seconds=source.runs["seconds"].astype(float))
+    if "choice.evaluation" in runs:  # an ensemble is the mean of networks whose own rows tell the time already
+        runs.loc[runs["choice.evaluation"].isin(fig4.OF_SEVERAL), "seconds"] = 0.0
     started = source.runs["started"].dropna().astype(str).str[:10]
-    studies = source.runs.groupby(["scale", "study"], sort=True).agg(
+    studies = runs.groupby(["scale", "study"], sort=True).agg(
         runs=("seed", "size"),
         seconds=("seconds", "sum"),
         diverged=("status", lambda s: int((s == "diverged").sum())),
     )
     return {
         "environment": {key: ", ".join(sorted(values)) for key, values in sorted(seen.items())},
-        "total": _duration(seconds),
+        "total": _duration(runs["seconds"].sum()),
         "dates": " to ".join(sorted({started.min(), started.max()})),
         "studies": [
             {

@@ -20,8 +20,11 @@ START, END = "<!-- scoreboard -->", "<!-- /scoreboard -->"
 LEGEND = (
     "In brackets: the interval that decides, at the confidence that Holm's procedure allots the claim among "
     "all those judged at its scale (given in `verdicts.csv`), so that all verdicts of a scale hold together "
-    "with 95% confidence. *n*: pairs of seeds, or runs. *Censored* runs never reached the target "
-    "(of a range: it goes on beyond the grid), *diverged* ones ceased to be finite; both are counted. *Needs*: how "
+    "with 95% confidence, if the seeds were fixed beforehand; where seeds were added because the first left a claim "
+    "open, which LOG.md tells, an error is up to some two and a half times as likely as that level says. *n*: pairs of "
+    "seeds, or runs. *Censored* runs never reached the target "
+    "(of a range: it goes on beyond the grid), so that an effect is known to be *at least* or *at most* so large; "
+    "*diverged* ones ceased to be finite; both are counted. *Needs*: how "
     "many seeds would decide with a probability of 80%, if the mean and scatter of these few are the truth. A ratio's "
     "interval is told in the direction of its estimate: of *fewer steps*, 0.5x is twice as many and 0 is never; of "
     "*more steps*, 0.5x is half as many and ∞ is never."
@@ -36,6 +39,7 @@ _TOLD = {
     "usable_width": "usable range of rates",
     "gap_at_equal_loss": "gap at equal training loss",
 }
+_INVERTED = {"at least": "at most", "at most": "at least", "": ""}
 _UNIT = {"usable_width": " decades", "gap_at_equal_loss": " nats"}
 
 
@@ -61,7 +65,7 @@ def counted(verdict: Verdict) -> str:
 
 def ours(entry: Entry, verdict: Verdict) -> str:
     """Return an effect with its interval as a reader says it: ``2.1x fewer steps [1.8, 2.5]``."""
-    estimate, low, high = verdict.estimate, verdict.low, verdict.high
+    estimate, low, high, side = verdict.estimate, verdict.low, verdict.high, verdict.side
     if verdict.n == 0:
         return "—"
     if entry.effect == "value":
@@ -73,14 +77,14 @@ def ours(entry: Entry, verdict: Verdict) -> str:
         less, more = _RATIO.get(entry.metric.name, ("lower", "higher"))
         if estimate < 1:
             estimate, low, high = _inverse(estimate), _inverse(high), _inverse(low)
-            more = less
+            more, side = less, _INVERTED[side]
         text = f"{estimate:.3g}x {more} [{_times(low)}, {_times(high)}]"
     else:
         times, unit = (100, " points") if _is_fraction(entry) else (1, _UNIT.get(entry.metric.name, ""))
         text = f"{estimate * times:+.3g}{unit} [{low * times:+.3g}, {high * times:+.3g}]"
     if math.isnan(estimate):
         text = f"unknown [{low:.3g}, {high:.3g}]"
-    return text.replace("inf", "∞").replace("-", "−")
+    return f"{side} {text}".lstrip().replace("inf", "∞").replace("-", "−")
 
 
 def unadjusted(entry: Entry, verdict: Verdict) -> str:

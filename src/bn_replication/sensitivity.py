@@ -40,11 +40,13 @@ class Row:
     survives: Literal["yes", "no", "undecided", "not run"]
     verdict: str
     estimate: float
+    side: str  # "", "at least" or "at most" so large, as in a verdict
     low: float
     high: float
     n: int
     chosen_verdict: str
     chosen_estimate: float
+    chosen_side: str
     chosen_low: float
     chosen_high: float
     chosen_n: int
@@ -95,8 +97,8 @@ def _rows(
         here, there = pair
         yield Row(
             name, alternative, text, entry.id, scale, _survives(here, there),
-            here.verdict, here.estimate, here.low, here.high, here.n,
-            there.verdict, there.estimate, there.low, there.high, there.n,
+            here.verdict, here.estimate, here.side, here.low, here.high, here.n,
+            there.verdict, there.estimate, there.side, there.low, there.high, there.n,
             _same_side(entry, here, there), _notes(here, there),
         )  # fmt: skip
 
@@ -115,8 +117,17 @@ def _same_side(entry: Entry, here: Verdict, there: Verdict) -> bool | None:
     bounds = entry.bounds_at(here.scale)
     if bounds is None or math.isnan(here.estimate) or math.isnan(there.estimate):
         return None
-    inside = [bounds[0] < verdict.estimate < bounds[1] for verdict in (here, there)]
-    return inside[0] == inside[1]
+    inside = [_inside(verdict, *bounds) for verdict in (here, there)]
+    return None if None in inside else inside[0] == inside[1]
+
+
+def _inside(verdict: Verdict, above: float, below: float) -> bool | None:
+    """Say whether an estimate is within bounds; ``None`` where it is only known to be at least or at most so large."""
+    low = -math.inf if verdict.side == "at most" else verdict.estimate
+    high = math.inf if verdict.side == "at least" else verdict.estimate
+    if above < low and high < below:
+        return True
+    return False if high <= above or low >= below else None
 
 
 def _notes(here: Verdict, there: Verdict) -> str:
@@ -126,9 +137,10 @@ def _notes(here: Verdict, there: Verdict) -> str:
 
 def words(row: Row, entry: Entry) -> dict[str, str]:
     """Return a row as a reader says it: both effects with their intervals, and whether the answer survives."""
-    here = Verdict(row.claim, row.scale, "inconclusive", row.estimate, row.low, row.high, n=row.n)
-    there = Verdict(
-        row.claim, row.scale, "inconclusive", row.chosen_estimate, row.chosen_low, row.chosen_high, n=row.chosen_n
+    chosen = (row.chosen_estimate, row.chosen_side, row.chosen_low, row.chosen_high, row.chosen_n)
+    here, there = (
+        Verdict(row.claim, row.scale, "inconclusive", estimate, side, low, high, n=n)
+        for estimate, side, low, high, n in ((row.estimate, row.side, row.low, row.high, row.n), chosen)
     )
     side = {True: "estimates on one side", False: "estimates on opposite sides", None: ""}[row.same_side]
     return {
