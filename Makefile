@@ -6,6 +6,11 @@ PY := .venv/bin/python
 export PYTHONWARNINGS ?= default
 
 # SEEDS=5 is seeds 0 to 4; STEPS=4000 another budget; ARGS=... any further override.
+ifneq ($(SEEDS),)
+ifneq ($(shell echo '$(SEEDS)' | grep -Ex '[1-9][0-9]*'),$(SEEDS))
+$(error found SEEDS=$(SEEDS), expected a whole number above 0 (5 is seeds 0 to 4); others are ARGS=seed=3,4)
+endif
+endif
 overrides = scale=$(SCALE) $(if $(SEEDS),'seed=range($(SEEDS))') $(if $(STEPS),steps=$(STEPS)) $(ARGS)
 
 .DEFAULT_GOAL := replicate
@@ -33,7 +38,7 @@ imagenet-prepare: setup ## decode ImageNet once for SCALE=paper (SOURCE=folder w
 	@$(PY) -m bn_replication.data.prepare $(if $(SOURCE),--source "$(SOURCE)") $(ARGS)
 
 replicate: setup ## train Figures 1 to 3, judge the claims, write the report
-	@$(MAKE) --no-print-directory $(REPLICATED) SEEDS=$(or $(SEEDS),3)
+	@$(MAKE) --no-print-directory $(REPLICATED) SEEDS=$(or $(SEEDS),$(if $(filter gpu paper,$(SCALE)),,3))
 	@$(MAKE) --no-print-directory report
 
 exact architecture: setup ## (exact claims: identities and counts, decided by numerics)
@@ -47,7 +52,7 @@ $(STUDIES): setup
 
 ensemble: setup ## train Figure 4's six networks, evaluate one crop, 144 and all six together, print its table
 	@$(MAKE) --no-print-directory fig4_ensemble
-	@$(PY) -m bn_replication.ensemble --scale $(SCALE)
+	@$(PY) -m bn_replication.ensemble --scale $(SCALE) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
 
 report: setup ## judge what has run and write results/report.html
 	@$(PY) -m bn_replication.report
@@ -55,8 +60,9 @@ report: setup ## judge what has run and write results/report.html
 status: setup ## what has run, is running, is missing, and how long it would take
 	@$(PY) -m bn_replication.status --scale $(SCALE) $(STUDY)
 
-plan: setup ## what SCALE=... would take, before it is launched (STUDY=... PRICE=an hour GPUS=n TFLOPS=yours)
-	@$(PY) -m bn_replication.plan --scale $(SCALE) --price "$(PRICE)" --gpus "$(GPUS)" --tflops "$(TFLOPS)" $(ARGS) $(STUDY)
+plan: setup ## what SCALE=... would take, before it is launched (STUDY=... SEEDS=n STEPS=n PRICE=an hour GPUS=n TFLOPS=yours)
+	@$(PY) -m bn_replication.plan --scale $(SCALE) --price "$(PRICE)" --gpus "$(GPUS)" --tflops "$(TFLOPS)" \
+	  $(if $(SEEDS),--seeds $(SEEDS)) $(if $(STEPS),--steps $(STEPS)) $(ARGS) $(STUDY)
 
 notebooks: setup ## run the notebooks and render them into results/notebooks
 	@$(PY) -m bn_replication.notebooks

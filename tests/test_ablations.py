@@ -13,6 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 from tests import synthetic
 from tests.conftest import Compose
+from torch import nn
 
 from bn_replication import build, claims, jacobians, landscape, records
 from bn_replication.data import LinearInput, conditioning, load
@@ -187,6 +188,16 @@ def test_jacobians_are_those_of_autograd(composed: Compose, words: str) -> None:
     assert 0 < low <= high
     orthogonal = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))[0]
     assert jacobians.singular_values(orthogonal).log().abs().max() < 1e-6
+
+
+def test_a_link_whose_derivative_is_not_finite_is_left_out() -> None:
+    net = nn.Sequential(nn.Sigmoid(), nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False), nn.Sigmoid())
+    with torch.no_grad():
+        for layer in net[1:3]:
+            layer.weight.fill_(3e38)
+    inputs = torch.full((2, 3), -1e4)  # the first sigmoid gives 0, so that the second's input is finite
+    assert layer_inputs(net, {"3": net[3]}, inputs)["3"].isfinite().all()
+    assert jacobians.measure(net, inputs) == {}
 
 
 def test_the_linear_part_of_a_sigmoid() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from pathlib import Path
 
@@ -90,6 +91,21 @@ def test_an_upload_takes_the_runs_that_ended_and_ends_without_a_network(
     one.with_suffix(".wandb.synced").touch()
     assert dashboard.sync(tmp_path / "wandb", "fig1_mnist", patience=2) == 0
     assert "0 uploaded, 0 left" in capsys.readouterr().out
+
+
+def test_a_mirrored_run_that_cannot_be_read_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "wandb" / "offline-run-1"
+    folder.mkdir(parents=True)
+    (folder / "run-1.wandb").write_bytes(b"fig1_mnist, and nothing that could be read")
+
+    def slow(*_: object, **options: float) -> None:
+        raise subprocess.TimeoutExpired("wandb", options["timeout"])
+
+    monkeypatch.setattr(dashboard.subprocess, "run", slow)
+    assert dashboard.sync(tmp_path / "wandb", "fig1_mnist") == 1
+    assert "1 cannot be read, offline-run-1 first" in capsys.readouterr().err
 
 
 def test_a_sweep_file_asks_for_the_same_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -292,6 +292,18 @@ def test_a_seed_waits_for_its_sixth_network(mine: Path, capsys: pytest.CaptureFi
 # --- records -> verdicts, table, pages ------------------------------------------------------------------------
 
 
+def test_it_takes_from_the_words_that_training_was_given_what_says_where() -> None:
+    words = ["model.dropout=0.1", "machine.device=cuda:1", "machine.results=/a", "data.root=/b", "data.source=/c"]
+    options = ensemble.parse(["--scale", "gpu", *words])
+    assert (options.device, options.root, options.data, options.source) == (
+        "cuda:1",
+        Path("/a"),
+        Path("/b"),
+        Path("/c"),
+    )
+    assert ensemble.parse([]).source is None
+
+
 @pytest.mark.slow
 def test_the_claims_are_judged_on_the_evaluations_and_wait_for_them(
     trained: Path, evaluated: Path, tmp_path: Path

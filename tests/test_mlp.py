@@ -126,6 +126,11 @@ def test_one_seed_gives_one_net():
     assert not torch.equal(build(0).linear1.weight, build(1).linear1.weight)
 
 
+def test_a_width_below_1_is_refused():
+    with pytest.raises(UserError, match=r"found model\.hidden: \[5, 0\], expected widths of 1 or more"):
+        build(hidden=(5, 0))
+
+
 def test_misspelt_placement_is_named():
     with pytest.raises(UserError, match="did you mean 'after'"):
         MLP(placement="aftr")  # type: ignore[arg-type]

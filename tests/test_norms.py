@@ -327,6 +327,16 @@ def test_weight_norm_wants_a_map_of_its_width_in_front() -> None:
         norms.materialize(nn.Sequential(nn.Linear(3, 5), norms.WeightNorm(3)), draw(4, 3))
 
 
+@pytest.mark.parametrize("path", [each for each in CONFIGS if each.stem != "sync"], ids=lambda path: path.stem)
+def test_every_norm_takes_bfloat16_where_autocast_gives_it(path: Path) -> None:
+    layer, x = configured(path)(4), draw(16, 4, dtype=torch.float32)
+    norms.materialize(layer, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(nn.functional.linear(x, torch.eye(4)))
+    assert torch.isfinite(y).all()
+    assert {buffer.dtype for buffer in layer.buffers()} <= {torch.float32, torch.int64}
+
+
 def test_no_norm_is_the_identity_of_any_width() -> None:
     x = draw(4, 3)
     assert norms.NoNorm(99)(x) is x

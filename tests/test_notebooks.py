@@ -54,7 +54,7 @@ def _text(output: dict[str, object]) -> str:
     return str(data.get("text/plain", "")) if isinstance(data, dict) else ""
 
 
-def test_a_cell_that_fails_is_named_and_outputs_are_taken_out(tmp_path: Path) -> None:
+def test_a_cell_that_fails_is_named_and_outputs_are_taken_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     book = json.loads(notebooks.find(["00_tour"])[0].read_text())
     cell = {"cell_type": "code", "id": "x", "metadata": {"tags": ["a"]}, "source": ["1 / 0"], "execution_count": 7}
     output = {"output_type": "stream", "name": "stdout", "text": ["left behind"]}
@@ -62,6 +62,10 @@ def test_a_cell_that_fails_is_named_and_outputs_are_taken_out(tmp_path: Path) ->
     path.write_text(json.dumps(book | {"cells": [cell | {"outputs": [output]}]}))
     assert "left behind" not in notebooks.stripped(path.read_text())
     with pytest.raises(UserError, match=r"bad\.ipynb: a cell failed with ZeroDivisionError"):
+        notebooks.execute(path, tmp_path)
+    monkeypatch.setattr(notebooks, "PATIENCE", 20)
+    path.write_text(json.dumps(book | {"cells": [cell | {"source": ["import os; os._exit(1)"]}]}))
+    with pytest.raises(UserError, match=r"bad\.ipynb: found a cell that did not end"):
         notebooks.execute(path, tmp_path)
     with pytest.raises(UserError, match="did you mean '00_tour'"):
         notebooks.find(["00_tuor"])

@@ -69,6 +69,29 @@ def test_a_run_stopped_and_resumed_equals_one_left_alone(composed: Compose, over
     assert not (place(cfg, "stopped") / checkpoint.CURRENT).exists()
 
 
+def test_a_resumed_run_stores_the_rules_that_stood_when_it_began(
+    composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who looks at half a run, changes the rule and goes on has changed it after the run began."""
+    cfg, _ = composed(*MLP)
+
+    def stop(step: int, *_: object) -> None:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("bn_replication.runner.digests_for_study", lambda study: {"a-claim": "as it was"})
+    monkeypatch.setattr("bn_replication.runner.time.time", lambda: 1_000_000_000.0)
+    with pytest.raises(Interrupted):
+        run(cfg, "stopped", stop)
+    monkeypatch.setattr("bn_replication.runner.digests_for_study", lambda study: {"a-claim": "changed since"})
+    monkeypatch.setattr("bn_replication.runner.time.time", lambda: 1_000_009_999.0)
+    run(cfg, "stopped")
+    record = records.read_run_json(place(cfg, "stopped"))
+    assert record is not None
+    assert record["rules"] == {"a-claim": "as it was"}
+    assert record["started"].startswith("2001-09-09T01:46:40")
+
+
 def test_rows_after_the_checkpoint_are_not_doubled(composed: Compose) -> None:
     """What a killed run wrote after its last checkpoint is cut off and written again."""
     cfg, _ = composed(*MLP, "machine.checkpoint_every=10")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
+from tests.conftest import Compose
 
 from bn_replication import records, status
 from bn_replication.train import CONFIGS, arm_of
@@ -36,6 +37,16 @@ def test_arms_and_steps_are_those_of_a_full_composition(study: str) -> None:
     assert job.arm == arm_of(tree, last, params)
     assert job.steps == tree.steps
     assert job.model == tree.model.name
+
+
+def test_seeds_and_a_budget_that_make_is_given_name_the_same_runs(composed: Compose) -> None:
+    jobs = status.jobs("fig1_mnist", "smoke", seeds=3, steps=50)
+    assert [(job.arm, job.seed) for job in jobs] == [
+        (f"norm={n},steps=50", s) for n in ("none", "batch") for s in range(3)
+    ]
+    assert {job.steps for job in jobs} == {50}
+    cfg, arm = composed("experiment=fig1_mnist", "norm=none", "steps=50")
+    assert (arm, cfg.steps) == (jobs[0].arm, jobs[0].steps)
 
 
 def stand(root: Path, study: str = "fig1_mnist") -> status.State:

@@ -123,6 +123,7 @@ def test_an_offline_run_holds_the_records_exactly(tmp_path: Path, capfd: pytest.
     for row in CURVES:
         log.curve(row)
     other.curve(CURVES[0])
+    log.activations([])  # of a net without a nonlinearity
     log.activations(ACTIVATIONS)
     log.activations(ACTIVATIONS[:1], edges=[-4.0, -1.0, 1.0, 4.0])
     log.figure("a", image)

@@ -20,13 +20,13 @@ from bn_replication.train import CONFIGS
 FIG1 = ("experiment=fig1_mnist", "scale=smoke", "steps=4", "evaluate.times=2", "wandb=disabled")
 
 
-def command(*words: str, results: Path) -> subprocess.CompletedProcess[str]:
+def command(*words: str, results: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "bn_replication.train", *words, f"machine.results={results}"],
         capture_output=True,
         text=True,
         timeout=300,
-        env=os.environ | {"JOBS": "2", "PYTHONWARNINGS": "default"},
+        env=os.environ | {"JOBS": "2", "PYTHONWARNINGS": "default"} | environment,
     )
 
 
@@ -66,13 +66,19 @@ MISTAKES = {
         "configs/experiment/",
     ),
     "no number": (["seed=abc"], "seed: found 'abc', expected", "command line"),
+    "no number of jobs": (["-m", "machine.jobs=two"], "machine.jobs: found 'two', expected", "command line"),
+    "JOBS without a number": ([], "found no readable value for machine.jobs, expected a number", "JOBS"),
+    "a sweep of nothing": (["-m", "seed=range(0)"], "found no run in the sweep", "seed=0"),
+    "two studies": (["-m", "experiment=fig1_mnist,fig1_rate"], "found experiment=fig1_mnist,fig1_rate", "one study"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(mistake: str, tmp_path: Path) -> None:
     words, *expected = MISTAKES[mistake]
-    result = command("scale=smoke", "wandb=disabled", *words, results=tmp_path)
+    environment = {"JOBS": ""} if mistake == "JOBS without a number" else {}
+    every = sorted(["scale=smoke", "wandb=disabled", *words], key=lambda word: word != "-m")
+    result = command(*every, results=tmp_path, **environment)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     line = next(line for line in result.stderr.splitlines() if "found" in line)
@@ -93,6 +99,16 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(mistake: str,
         (["precision=tf32"], "precision=float32 on the CPU"),
         (["steps=1.5"], "steps: found 1.5"),
         (["study=../elsewhere"], "study: found '../elsewhere'"),
+        (
+            ["variant=bn_x5", "norm@last_norm=weight", "model.placement=after"],
+            "model.placement=before with norm=weight",
+        ),
+        (["norm=zca", "measure.average=0.9"], "a norm other than zca with measure.average"),
+        (["measure.conditioning=true"], "data.input of unit, centered, decorrelated or whitened"),  # MNIST's is binary
+        (
+            ["optimizer.nesterov=true", "optimizer.momentum=0"],
+            "optimizer.momentum above 0 with optimizer.nesterov=true",
+        ),
         (["data.split=test"], "data.split: found 'test', expected 'final' or 'tune'"),
     ],
 )
@@ -101,6 +117,31 @@ def test_values_out_of_range_are_refused_by_name(composed: Compose, overrides: l
         composed(*overrides)
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("words", [("-m", "seed=0"), ("seed=0",)])
+def test_a_place_that_cannot_be_written_is_one_line_and_exit_code_2(words: tuple[str, ...], tmp_path: Path) -> None:
+    taken = tmp_path / "a file"
+    taken.write_text("")
+    result = command("scale=smoke", "wandb=disabled", "steps=2", *words, results=taken)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert "machine.results=" in result.stderr
+
+
+def test_every_override_that_changes_a_number_is_in_the_name_of_the_arm(composed: Compose) -> None:
+    """Or runs of other numbers would stand in one arm, and be judged together."""
+    same = {"seed": "3", "scale": "laptop", "wandb": "disabled", "machine.threads": "2", "data.root": "elsewhere"}
+    for key, value in same.items():
+        assert composed("norm=batch", f"{key}={value}")[1] == "norm=batch"
+    for word in (
+        "scale.width=0.5",
+        "scale.base_rate=0.02",
+        "+tuned.none=3.0",
+        "setting=inception",
+        "optimizer.rate=0.3",
+    ):
+        assert composed("norm=batch", word)[1] == ",".join(sorted(["norm=batch", word.lstrip("+")]))
 
 
 def test_a_typo_in_a_file_is_refused_like_one_on_the_command_line(tmp_path: Path) -> None:

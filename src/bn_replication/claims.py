@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -70,6 +70,9 @@ class Evidence:
     notes: list[str] = field(default_factory=list)
 
 
+Side: TypeAlias = Literal["", "at least", "at most"]
+
+
 @dataclass(frozen=True)
 class Verdict:
     """One row of the scoreboard; estimate and interval are in the effect's own unit (a ratio is a ratio)."""
@@ -78,7 +81,7 @@ class Verdict:
     scale: str  # "" if the claim's study has no runs anywhere
     verdict: Literal["reproduced", "contradicted", "inconclusive", "not run"]
     estimate: float = math.nan
-    side: Literal["", "at least", "at most"] = ""  # what is known of the effect, where censored runs are in the mean
+    side: Side = ""  # what is known of the effect, where censored runs are in the mean
     low: float = math.nan
     high: float = math.nan
     level: float = math.nan  # confidence of the interval, as Holm's procedure allots it

@@ -251,10 +251,10 @@ def offline_runs(directory: Path, study: str) -> list[Path]:
 def inspect(path: Path) -> dict[str, Any]:
     """Return what ``wandb leet`` reads in a mirrored run, its ``config`` and ``state`` among it."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         return json.loads(done.stdout)
-    except json.JSONDecodeError:
+    except (subprocess.TimeoutExpired, json.JSONDecodeError):
         return {"config": {}, "state": "unreadable"}
 
 
@@ -280,6 +280,7 @@ def sync(directory: Path, study: str, patience: float = SYNC_PATIENCE) -> int:
     sent, left = 0, 0
     waiting = [(path, inspect(path)) for path in offline_runs(directory, study)]
     own = [(path, seen["state"]) for path, seen in waiting if seen["config"].get("study") == study]
+    unreadable = [path.parent.name for path, seen in waiting if seen["state"] == "unreadable"]
     ended = [path for path, state in own if state != "running"]
     failure = ""
     for path in ended:
@@ -295,7 +296,9 @@ def sync(directory: Path, study: str, patience: float = SYNC_PATIENCE) -> int:
     )
     if failure:
         print(f"stopped: {failure}; the same command goes on from here", file=sys.stderr)
-    return int(bool(left))
+    if unreadable:
+        print(f"{len(unreadable)} cannot be read, {unreadable[0]} first; remove what is damaged", file=sys.stderr)
+    return int(bool(left or unreadable))
 
 
 def sweep(study: str, scale: str = "laptop") -> str:

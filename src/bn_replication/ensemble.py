@@ -34,7 +34,19 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--source", type=Path, help="where the data set's usual files lie, as data.source")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--jobs", type=int, default=-1, help="networks at a time; -1: one a core, on a GPU one")
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="as training was given: where it ran and from what data; the rest is passed over",
+    )
+    options = parser.parse_args(arguments)
+    places = {"machine.results": "root", "machine.device": "device", "data.root": "data", "data.source": "source"}
+    for key, given, value in (text.partition("=") for text in options.overrides):
+        if given and key in places:
+            known = getattr(options, places[key])
+            setattr(options, places[key], value if isinstance(known, str) else Path(value))
+    return options
 
 
 # The command line first: what follows takes seconds to import, and --help needs none of it.
@@ -59,7 +71,7 @@ from bn_replication.data import Images, Pictures, Split, load
 from bn_replication.errors import UserError
 from bn_replication.inputs import Inputs
 from bn_replication.jobs import cores
-from bn_replication.ledger import PAPER, digests_for_study, read_yaml
+from bn_replication.ledger import PAPER, read_yaml
 from bn_replication.norms import frozen, population_statistics
 from bn_replication.provenance import environment
 from bn_replication.schema import Config, validate
@@ -246,7 +258,9 @@ def write(root: Path, rest: str, runs: Mapping[str, Path], members: Sequence[Mem
     if any((one.evaluate.keep, one.data, one.seed, one.steps) != (keep, cfg.data, cfg.seed, cfg.steps) for one in cfgs):
         raise UserError(f"found networks of several data sets or evaluations in {root}, expected one; run them again")
     labels = data_of(cfg)[2]
-    rules, started = digests_for_study(record["study"]), datetime.datetime.now(datetime.UTC)
+    # The rules that stood when the first of its networks began: what is judged here was under way from then on.
+    rules = min(found, key=lambda one: one["started"])["rules"]
+    started = datetime.datetime.now(datetime.UTC)
     lines = []
     for name, row in rows(members, labels, 36 * len(keep.short_sides)):
         arm = ",".join(sorted(filter(None, [f"evaluation={name}", *rest.split(",")])))

@@ -82,7 +82,10 @@ def measure(model: nn.Module, inputs: Tensor) -> dict[str, dict[str, Any]]:
         examples = [seen[start][i : i + 1] for i in range(min(EXAMPLES, len(inputs)))]
         if _outputs(link, examples[0]) > LARGEST:
             continue
-        values = torch.cat([singular_values(jacobian(link, x)) for x in examples])
+        matrices = [jacobian(link, x) for x in examples]
+        if not all(matrix.isfinite().all() for matrix in matrices):
+            continue
+        values = torch.cat([singular_values(matrix) for matrix in matrices])
         if not len(values):  # a layer that passes nothing on
             continue
         rows[end] = {

@@ -120,7 +120,7 @@ class Measures:
         return gradient_rms(weights) or self.gradients
 
     def _gradient_ratio(self) -> float:
-        values = list(self._gradients().values())
+        values = list(self._gradients().values()) or [None]  # a net without hidden layers has none
         first, last = values[0], values[-1]
         return first / last if first is not None and last else math.nan
 
@@ -157,7 +157,7 @@ class Measures:
 
     def _conditioning(self) -> dict[str, float]:
         to_input = self.inputs.to_input
-        if not isinstance(to_input, LinearInput):
+        if not isinstance(to_input, LinearInput):  # "unit": as they are, which takes no map; others are refused
             to_input = LinearInput(self.split.principal_axes, "unit")
         return conditioning(to_input.spectrum())
 

@@ -444,6 +444,10 @@ class ZCANorm(nn.Module):
         super().__init__()
         if not eps > 0:
             raise UserError(f"found eps={eps}, expected more than 0; mend it in configs/norm/")
+        if not 0 <= momentum <= 1:
+            raise UserError(
+                f"found momentum={momentum}, expected the new batch's weight, 0 to 1; mend it in configs/norm/"
+            )
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
@@ -454,8 +458,11 @@ class ZCANorm(nn.Module):
         if input.dim() not in (2, 4) or input.shape[1] != self.num_features:
             wanted = f"(N, {self.num_features}) or (N, {self.num_features}, H, W)"
             raise UserError(f"found an input of shape {tuple(input.shape)}, expected {wanted}; mend num_features")
-        x = input.movedim(1, -1)
-        rows = x.flatten(0, -2)  # (m, C)
+        with torch.autocast(input.device.type, enabled=False):  # as PyTorch's batch norm: bfloat16 in float32
+            x = input.to(torch.promote_types(input.dtype, torch.float32)).movedim(1, -1)
+            return self._whiten(x.flatten(0, -2)).view(x.shape).movedim(-1, 1).to(input.dtype)
+
+    def _whiten(self, rows: Tensor) -> Tensor:  # (m, C)
         if self.training:
             m = len(rows)
             if m < 2:
@@ -472,7 +479,7 @@ class ZCANorm(nn.Module):
         y = centred @ whitening  # type: ignore[operator]
         if self.weight is not None and self.bias is not None:
             y = y * self.weight + self.bias
-        return y.view(x.shape).movedim(-1, 1)
+        return y
 
 
 class GroupNorm(nn.GroupNorm):

@@ -49,7 +49,7 @@ def execute(path: Path, root: Path = NOTEBOOKS.parent) -> Any:
     """
     import nbformat
     from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
     from traitlets.config import Config
 
     book = nbformat.read(path, as_version=4)
@@ -63,6 +63,11 @@ def execute(path: Path, root: Path = NOTEBOOKS.parent) -> Any:
             client.execute()
         except CellExecutionError as error:
             raise UserError(f"{path}: a cell failed with {error.ename}: {error.evalue}") from error
+        except (CellTimeoutError, DeadKernelError) as error:
+            text = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{path}: found a cell that did not end ({text}), expected it within {PATIENCE} s"
+            ) from error
     return book
 
 

@@ -202,12 +202,14 @@ def essence(cfg: Config) -> dict[str, Any]:
     }
 
 
-def compose_study(study: str, scale: str, device: str, root: Path) -> tuple[Study, dict[str, Config]]:
-    """Return a study's runs, and a configuration for each net among them."""
+def compose_study(
+    study: str, scale: str, device: str, root: Path, seeds: int | None = None, steps: int | None = None
+) -> tuple[Study, dict[str, Config]]:
+    """Return a study's runs, and a configuration for each net among them; seeds and steps as for ``status.jobs``."""
     composed: dict[tuple[str, ...], Config] = {}
     runs, ended, nets = [], [], {}
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        for job in status.jobs(study, scale):
+        for job in status.jobs(study, scale, seeds, steps):
             axes = {key: value for key, value in job.overrides if key.partition(".")[0] not in IDLE}
             words = tuple(f"{key}={'null' if value is None else value}" for key, value in axes.items())
             if words not in composed:
@@ -335,30 +337,37 @@ def _row_bytes(cfg: Config, network: nn.Module, images: Tensor) -> float:
 
 
 def plan(
-    studies: Sequence[str], scale: str, root: Path, device: str = "cpu", workers: int = 1
+    studies: Sequence[str],
+    scale: str,
+    root: Path,
+    device: str = "cpu",
+    workers: int = 1,
+    seeds: int | None = None,
+    steps: int | None = None,
 ) -> tuple[list[Study], dict[str, Net]]:
-    """Return the studies' runs and what the probe found of each net among them.
+    """Return the studies' runs and what the probe found of each net among them; seeds, steps: as for ``status.jobs``.
 
     Args:
         workers: processes that compose and measure side by side; with 1, this process does.
         root: where records of runs that have ended are looked for.
     """
+    composed = partial(compose_study, scale=scale, device=device, root=root, seeds=seeds, steps=steps)
     if workers == 1:
-        return _plan(map, studies, scale, root, device)
+        return _plan(map, studies, composed)
     # Spawned, since a process that holds torch's threads cannot be forked in safety.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         try:
-            return _plan(pool.map, studies, scale, root, device)
+            return _plan(pool.map, studies, composed)
         except BrokenProcessPool as error:
             raise UserError("found a probe killed, most likely for memory, expected room for it") from error
 
 
 def _plan(
-    each: Callable[..., Iterable[Any]], studies: Sequence[str], scale: str, root: Path, device: str
+    each: Callable[..., Iterable[Any]], studies: Sequence[str], composed: Callable[[str], Any]
 ) -> tuple[list[Study], dict[str, Net]]:
     found: list[Study] = []
     nets: dict[str, Config] = {}
-    for study, own in each(partial(compose_study, scale=scale, device=device, root=root), studies):
+    for study, own in each(composed, studies):
         found.append(study)
         nets = own | nets
     return found, dict(zip(nets, each(measure, nets.values()), strict=True))
@@ -531,12 +540,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bn_replication.plan", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("studies", nargs="*", metavar="STUDY", help="default: every study that trains")
     parser.add_argument("--scale", default="laptop", help="default: %(default)s")
+    parser.add_argument("--seeds", help="so many of each arm, from 0 on; default: the scale's")
+    parser.add_argument("--steps", help="of each run; default: the study's")
     parser.add_argument("--price", help="of an hour of one machine; adds what it would cost")
     parser.add_argument("--gpus", help="so many of each other machine side by side; default: 1")
     parser.add_argument("--tflops", help="a machine of yours: what it sustains, in 1e12 operations a second")
     parser.add_argument("--device", default="cpu", help="where the probe trains, cpu or cuda; default: %(default)s")
     parser.add_argument("--root", type=Path, default=Path("results/runs"), help="your runs; default: %(default)s")
     options = parser.parse_args(arguments)
+    seeds, steps = (_number(key, getattr(options, key.lower()), 1, whole=True) for key in ("SEEDS", "STEPS"))
     price = _number("PRICE", options.price)
     others = int(_number("GPUS", options.gpus, 1, whole=True) or 1)
     tflops = _number("TFLOPS", options.tflops)
@@ -550,7 +562,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     places = 1 if cuda else cores()
     clock = time.perf_counter()
     # A GPU is timed by one process, which has it to itself.
-    studies, nets = plan(names, options.scale, options.root, options.device, places)
+    asked = {key: None if n is None else int(n) for key, n in (("seeds", seeds), ("steps", steps))}
+    studies, nets = plan(names, options.scale, options.root, options.device, places, **asked)
     known = environment(options.device, 1)
     mine = [Machine("yours", tflops * 1e12, 0.0, "you said so")] if tflops else []
     show(

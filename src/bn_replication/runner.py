@@ -364,6 +364,8 @@ class _Run:
             "measures": self.measures.state(),
             "environment": self.environment,
             "resumed": self.resumed,
+            "rules": self.rules,
+            "started": self.started,
             "offsets": {records.CURVES: self.curves.tell(), records.ACTIVATIONS: self.activations.tell()},
         }
         checkpoint.save(self.directory, state)
@@ -380,6 +382,9 @@ class _Run:
             self.optimizer.load_state_dict(state["optimizer"])
             vars(self.meter).update(state["meter"])
             self.curve, self.best = state["curve"], state["best"]
+            # Those of its start: a rule that was changed while it stood still was changed after the run began.
+            self.rules = state.get("rules", self.rules)
+            self.started = state.get("started", self.started)
             self.measures.load_state(state.get("measures", {}))
         return state
 

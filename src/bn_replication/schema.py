@@ -245,7 +245,8 @@ class Config(Section):
     def _compatible(self) -> Config:
         if self.batch_size == 1 and self.norm.name not in ("none", "layer", "group", "weight"):
             raise ValueError(f"batch_size of 2 or more with norm={self.norm.name}, found batch_size=1")
-        if self.norm.name == "weight" and self.model.arguments.get("placement") == "after":
+        norms = {self.norm.name} | ({self.last_norm.name} if self.last_norm else set())
+        if "weight" in norms and self.model.arguments.get("placement") == "after":
             raise ValueError("model.placement=before with norm=weight, which is of the weights, found after")
         if self.precision != "float32" and self.machine.device == "cpu":
             why = "which is slow or wrong there" if self.precision == "bfloat16" else "which it has not"
@@ -256,6 +257,15 @@ class Config(Section):
         batch_norms = ("batch", "batch_no_affine", "tracking", "reference", "detached", "per_activation", "sync")
         if self.measure.statistics is not None and self.norm.name not in batch_norms:
             raise ValueError(f"a batch norm with measure.statistics, found norm={self.norm.name}")
+        if self.measure.average is not None and "zca" in norms:
+            raise ValueError("a norm other than zca with measure.average, whose weights need statistics of their own")
+        if self.measure.conditioning and self.data.input in ("binary", "standardize"):
+            raise ValueError(
+                "data.input of unit, centered, decorrelated or whitened with measure.conditioning, "
+                f"found data.input={self.data.input}"
+            )
+        if self.optimizer.nesterov and self.optimizer.momentum == 0:
+            raise ValueError("optimizer.momentum above 0 with optimizer.nesterov=true, found 0")
         if self.norm.name == "sync" and self.replicas == 1:
             raise ValueError("norm=batch where one process trains (torchrun starts several), found norm=sync")
         if self.replicas > 1 and self.measure.cost:

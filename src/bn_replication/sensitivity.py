@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from bn_replication.claims import Run, Verdict, judge_alone
+from bn_replication.claims import Run, Side, Verdict, judge_alone
 from bn_replication.ledger import JUDGED, Entry
 from bn_replication.records import flatten
 from bn_replication.scoreboard import ours, rows_csv
@@ -40,13 +40,13 @@ class Row:
     survives: Literal["yes", "no", "undecided", "not run"]
     verdict: str
     estimate: float
-    side: str  # "", "at least" or "at most" so large, as in a verdict
+    side: Side  # "", "at least" or "at most" so large, as in a verdict
     low: float
     high: float
     n: int
     chosen_verdict: str
     chosen_estimate: float
-    chosen_side: str
+    chosen_side: Side
     chosen_low: float
     chosen_high: float
     chosen_n: int

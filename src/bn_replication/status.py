@@ -74,8 +74,10 @@ def studies() -> list[str]:
     return [*sorted(numeric), *swept]
 
 
-def jobs(study: str, scale: str) -> list[Job]:
+def jobs(study: str, scale: str, seeds: int | None = None, steps: int | None = None) -> list[Job]:
     """Return every run that ``study`` asks for at ``scale``, in the sweep's order.
+
+    seeds, steps: as ``make`` is given them, so many seeds from 0 on and another budget; ``None``: the scale's.
 
     Raises :class:`UserError` for a study or scale that there is none of.
     """
@@ -86,14 +88,16 @@ def jobs(study: str, scale: str) -> list[Job]:
         return list(_numeric_jobs(study))
     tree = _tree(path, scale)
     swept = _axes(tree)
-    steps, model = int(tree.steps), str(OmegaConf.select(tree, "model.name"))
-    seeds = swept.pop("seed", [0])
+    model = str(OmegaConf.select(tree, "model.name"))
+    own = swept.pop("seed", [0])
+    given = () if steps is None else (("steps", steps),)
     found = []
     for values in itertools.product(*swept.values()):
-        overrides = tuple(zip(swept, values, strict=True))
+        overrides = (*zip(swept, values, strict=True), *given)
         arm = ",".join(f"{key}={_name(tree, key, value)}" for key, value in sorted(overrides, key=lambda pair: pair[0]))
         arm = arm.replace("/", "_") or "default"
-        found += [Job(study, arm, int(seed), steps, model, overrides) for seed in seeds]
+        budget = int(tree.steps) if steps is None else steps
+        found += [Job(study, arm, int(n), budget, model, overrides) for n in (own if seeds is None else range(seeds))]
     return found
 
 

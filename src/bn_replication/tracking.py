@@ -126,7 +126,9 @@ class _Mirror(Tracker):
         edges: Sequence[float] | None = None,
     ) -> None:
         rows, probe = list(rows), self._run["config"].get("probe", {})
-        if rows and not self._last_layer:
+        if not rows:  # a net without a nonlinearity
+            return
+        if not self._last_layer:
             deepest = list(dict.fromkeys(row["layer"] for row in rows))[-1]
         else:
             deepest = self._last_layer[-1]["layer"]

@@ -39,8 +39,10 @@ OmegaConf.register_new_resolver(
 OmegaConf.register_new_resolver(
     "googlenet_decay", lambda steps: 0.96 ** (int(steps) * 32 / 1_281_167 / 8), replace=True
 )
-# Overrides that an arm is not named by: they say which run of it this is, or nothing that changes a number.
-_NOT_IN_ARM = ("seed", "scale", "experiment", "study", "tuned", "wandb", "machine", "hydra", "data.root", "data.source")
+# Overrides that an arm is not named by: those that say which run of it this is, a value within the scale (scale.width)
+# being another arm; and those that change no number, with all that is below them.
+_OF_THE_PLACE = ("seed", "scale", "experiment", "study")
+_CHANGE_NOTHING = ("wandb", "machine", "hydra", "data.root", "data.source")
 
 
 # Of a sweep: its jobs, until all are composed. None: jobs are carried out as they come, here or where Slurm says.
@@ -148,10 +150,14 @@ def _import_torch() -> None:
 def arm_of(tree: DictConfig, overrides: list[str], swept: Any) -> str:
     """Return an arm's name: every axis of its study and every override, ``key=value``, in alphabetical order."""
     keys = {str(key) for key in swept} | {text.lstrip("+~").partition("=")[0] for text in overrides}
-    axes = sorted(key for key in keys if not any(f"{key}.".startswith(f"{no}.") for no in _NOT_IN_ARM))
+    named = keys - {*_OF_THE_PLACE}
+    axes = sorted(key for key in named if not any(f"{key}.".startswith(f"{no}.") for no in _CHANGE_NOTHING))
+    given = {key: value for key, _, value in (text.lstrip("+~").partition("=") for text in overrides)}
 
     def value_of(key: str) -> Any:
         value = OmegaConf.select(tree, key.rpartition("@")[2])  # norm@last_norm=... stands at last_norm
+        if value is None and given.get(key):  # a group that sets others and has no place of its own, as setting has not
+            return given[key]
         return value.name if isinstance(value, DictConfig) and "name" in value else value
 
     return ",".join(f"{key}={value_of(key)}" for key in axes).replace("/", "_") or "default"
@@ -174,6 +180,10 @@ def main() -> int:
             return 0
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
         several = bool({"-m", "--multirun"} & set(sys.argv))
+        if "," in (studies := _assigned().get("experiment", "")):
+            raise UserError(
+                f"found experiment={studies}, expected one study, as each has its own sweep; run them in turn"
+            )
         if several and _replicas() > 1:
             raise UserError("found -m under torchrun, expected one run; sweep without torchrun, or start it once a run")
         # Forked first, as the display is a thread.
@@ -196,6 +206,11 @@ def main() -> int:
         if not str(error).startswith(_NO_NAME):
             raise
         return _refused(error)
+    except OSError as error:  # Hydra makes the folder of the records before anything of ours can
+        if error.filename is None:
+            raise
+        found = f"{error.filename}: found '{error.strerror}', expected room to write"
+        return _refused(UserError(f"{found}; set machine.results=... to a folder of yours"))
     except KeyboardInterrupt:
         return 130
 
@@ -212,8 +227,8 @@ def _refused(error: Exception) -> int:
 def _carry_out_sweep(server: jobs.Server, sweep: progress.Sweep) -> None:
     """Compose every job of a sweep and carry them out."""
     queue = _queue(sweep)
-    asked = {each["tree"]["machine"]["jobs"] for each in queue}
-    server.carry_out(queue, min((each for each in asked if each > 0), default=jobs.cores()))
+    asked = {each["tree"]["machine"]["jobs"] for each in queue}  # not validated yet: each job refuses what is no number
+    server.carry_out(queue, min((n for n in asked if isinstance(n, int) and n > 0), default=jobs.cores()))
 
 
 def _queue(sweep: progress.Sweep) -> list[jobs.Job]:
@@ -222,6 +237,8 @@ def _queue(sweep: progress.Sweep) -> list[jobs.Job]:
     _sweep = []
     job()
     queue, _sweep = _sweep, None
+    if not queue:
+        raise UserError("found no run in the sweep, expected one at least; give every axis a value, seed=0 say")
     sweep.total = len(queue)
     return queue
 
@@ -245,6 +262,8 @@ def explain(error: BaseException) -> str:
             f"found unknown key '{key}', expected one of configs/train.yaml{nearest(key, _all_keys())}; "
             "mend it on the command line or in configs/experiment/"
         )
+    if match := re.search(r"GrammarParseError raised while resolving.* full_key: (\S+)", text):
+        return f"found no readable value for {match[1]}, expected a number; mend it, or JOBS, in the environment"
     if match := re.search(r"Could not (?:find|load) 'hydra/launcher/(submitit_\w+)'", text):
         return f"found no launcher {match[1]}, expected hydra-submitit-launcher; pip install -e '.[slurm]' has it"
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):

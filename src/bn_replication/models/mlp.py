@@ -49,6 +49,8 @@ class MLP(nn.Sequential):
             if not 1 <= depth <= DEEPEST or not hidden:
                 raise UserError(f"found model.depth: {depth}, expected 1 to {DEEPEST}, with a width in model.hidden")
             hidden = [*hidden, *[hidden[-1]] * depth][:depth]
+        if min(hidden, default=1) < 1:
+            raise UserError(f"found model.hidden: {[*hidden]}, expected widths of 1 or more")
         children: list[tuple[str, nn.Module]] = [("flatten", nn.Flatten())]
         width = in_features
         for number, units in enumerate(hidden, start=1):
