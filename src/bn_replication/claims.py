@@ -485,7 +485,9 @@ def _empirical(
     # The mean of censored effects is known only to lie between these two; the finite one is shown, with its side.
     means = (sum(lows) / len(lows), sum(highs) / len(highs))
     estimate = next((mean for mean in means if math.isfinite(mean)), math.nan)
-    side = "" if means[0] == means[1] or math.isnan(estimate) else "at least" if estimate == means[0] else "at most"
+    side: Side = "at least" if estimate == means[0] else "at most"
+    if means[0] == means[1] or math.isnan(estimate):
+        side = ""
     needs = None
     if verdict == "inconclusive" and entry.effect == "share":
         needs = stats.required_n_share(round(sum(lows)), len(lows), bounds, alpha)

@@ -137,11 +137,9 @@ def _notes(here: Verdict, there: Verdict) -> str:
 
 def words(row: Row, entry: Entry) -> dict[str, str]:
     """Return a row as a reader says it: both effects with their intervals, and whether the answer survives."""
-    chosen = (row.chosen_estimate, row.chosen_side, row.chosen_low, row.chosen_high, row.chosen_n)
-    here, there = (
-        Verdict(row.claim, row.scale, "inconclusive", estimate, side, low, high, n=n)
-        for estimate, side, low, high, n in ((row.estimate, row.side, row.low, row.high, row.n), chosen)
-    )
+    here = Verdict(row.claim, row.scale, "inconclusive", row.estimate, row.side, row.low, row.high, n=row.n)
+    chosen = (row.chosen_estimate, row.chosen_side, row.chosen_low, row.chosen_high)
+    there = Verdict(row.claim, row.scale, "inconclusive", *chosen, n=row.chosen_n)
     side = {True: "estimates on one side", False: "estimates on opposite sides", None: ""}[row.same_side]
     return {
         "chosen": ours(entry, there),
