@@ -146,6 +146,14 @@ def test_an_altered_record_or_page_is_caught(house: House, alter: Callable[[Hous
     assert line in capsys.readouterr().out
 
 
+def test_seeds_of_one_arm_run_with_other_settings_are_caught(house: House, capsys) -> None:
+    house.edit_record(lambda record: record["config"].update(batch_size=7))
+    run = house.run.relative_to(house.published).as_posix()
+    assert house.verify("--write", "--sign", run) == 1
+    line = "seed=1: has another batch_size than seed=0 of its arm"
+    assert line in capsys.readouterr().out
+
+
 def break_curve(house: House) -> None:
     path = house.run / "curves.jsonl"
     path.with_name("curves.jsonl.xz").write_bytes(lzma.compress(path.read_bytes())[:-9])

@@ -3,6 +3,7 @@
 Recomputes every verdict and the README's scoreboard from the committed records and fails if
 
 - a record differs from the digest it was published under, or one was added or taken away since;
+- the seeds of one arm were not run with the same settings;
 - a rule differs from the one a run was started under, or was written after it (unless amended in the open);
 - ``verdicts.csv``, ``sensitivity.csv`` or the README says anything but what the records and the rules give.
 
@@ -76,6 +77,20 @@ def altered_records(published: Path) -> list[str]:
         change = "the manifest lists another or none such" if line in there else "not the one in the manifest"
         faults.append(f"{published / line.partition('  ')[2]}: {change}")
     return sorted(set(faults))
+
+
+def mixed_arms(published: Path) -> list[str]:
+    """Return a line for every run whose settings are not those of the first seed of its arm."""
+    faults, first = [], dict[Path, tuple[str, dict[str, object]]]()
+    for directory in records.run_directories(published):
+        record = records.read_run_json(directory)
+        assert record is not None
+        settings = {key: value for key, value in record["config"].items() if key not in ("seed", "members")}
+        name, those = first.setdefault(directory.parent, (directory.name, settings))
+        if settings != those:
+            other = sorted(key for key in {*settings, *those} if settings.get(key) != those.get(key))
+            faults.append(f"{directory}: has another {', '.join(other)} than {name} of its arm")
+    return faults
 
 
 def changed_rules(published: Path, ledger: Mapping[str, Entry]) -> list[str]:
@@ -172,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not altered:  # what follows from records is asked of whole ones
             if options.write:
                 write(published, readme, ledger)
-            faults += different_pages(published, readme, ledger)
+            faults += mixed_arms(published) + different_pages(published, readme, ledger)
         faults = altered + faults
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
