@@ -301,7 +301,10 @@ def test_it_takes_from_the_words_that_training_was_given_what_says_where() -> No
         Path("/b"),
         Path("/c"),
     )
+    assert ensemble.parse(["machine.jobs=3", "--root", "/d"]).jobs == 3
     assert ensemble.parse([]).source is None
+    with pytest.raises(SystemExit):
+        ensemble.parse(["cuda"])
 
 
 @pytest.mark.slow

@@ -41,12 +41,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="as training was given: where it ran and from what data; the rest is passed over",
     )
     options = parser.parse_args(arguments)
-    places = {"machine.results": "root", "machine.device": "device", "data.root": "data", "data.source": "source"}
-    for key, given, value in (text.partition("=") for text in options.overrides):
-        if given and key in places:
-            known = getattr(options, places[key])
-            setattr(options, places[key], value if isinstance(known, str) else Path(value))
-    return options
+    flags = {"machine.results": "root", "machine.device": "device", "data.root": "data", "data.source": "source"}
+    flags["machine.jobs"] = "jobs"
+    words = []
+    for text in options.overrides:
+        key, given, value = text.partition("=")
+        if not given:
+            parser.error(f"found {text}, expected KEY=VALUE")
+        words += [f"--{flags[key]}={value}"] if key in flags else []
+    return parser.parse_args(words, options)  # what was said before stays where they say nothing
 
 
 # The command line first: what follows takes seconds to import, and --help needs none of it.

@@ -19,6 +19,14 @@ class UserError(ValueError):
         super().__init__("".join(each if each.isprintable() else repr(each)[1:-1] for each in message))
 
 
+def no_room(place: object, why: str | None) -> UserError:
+    """Return the mistake of records that cannot be written at ``place``."""
+    return UserError(
+        f"{place}: found '{why}', expected room to write; earlier records are intact. "
+        "Free some space or set machine.results=..."
+    )
+
+
 def one_line(prefix: str = "") -> Callable[[Callable[P, int]], Callable[P, int]]:
     """Decorate a command's ``main``: a user's mistake becomes one line, after ``prefix``, and exit code 2."""
 

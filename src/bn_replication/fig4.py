@@ -22,6 +22,7 @@ MODELS = (
     ("GoogLeNet ensemble", None, "googlenet_ensemble"),
     ("Deep Image ensemble", None, "deep_image_ensemble"),
 )
+# Evaluations of what is evaluated already: their rows tell the same passes through the same networks.
 OF_SEVERAL = ("ensemble_single_crop", "ensemble")
 GAINS = (
     ("multicrop less single crop", "single_crop", "multicrop"),
@@ -54,9 +55,10 @@ def _tables(own: Frame, paper: Mapping[str, Any], which: str) -> list[dict[str, 
     rows = []
     for model, name, entry in MODELS:
         row = {"model": model, "crops": "—", "networks": "—"}
-        if name:
-            for first in own[own["choice.evaluation"] == name].to_dict("records")[:1]:
-                row |= {"crops": f"{first['crops']:.0f}", "networks": f"{first['models']:.0f}"}
+        there = own[own["choice.evaluation"] == name]
+        if len(there):
+            first = there.iloc[0]
+            row |= {"crops": f"{first['crops']:.0f}", "networks": f"{first['models']:.0f}"}
         for key, label in (("top1_error", "top-1"), ("top5_error", "top-5")):
             value = paper.get(entry, {}).get(key, {}).get("value") if entry else None
             row[f"{label}, paper"] = "—" if value is None else f"{100 * value:.4g}%"

@@ -41,6 +41,7 @@ from bn_replication.errors import UserError, nearest, one_line
 from bn_replication.evaluate import one_crop
 from bn_replication.inputs import Inputs
 from bn_replication.jobs import cores
+from bn_replication.ledger import swept
 from bn_replication.loop import Meter, fit
 from bn_replication.models import ACTIVATIONS, architecture
 from bn_replication.models.mlp import MLP
@@ -375,7 +376,7 @@ def _plan(
 
 def sweeps(asked: Sequence[str]) -> list[str]:
     """Return the studies that train, or those of ``asked``; what numerics alone decide takes no training."""
-    every = [name for name in status.studies() if (CONFIGS / "experiment" / f"{name}.yaml").exists()]
+    every = swept()
     for name in asked:
         if name not in every:
             raise UserError(f"found study '{name}', expected one of configs/experiment/{nearest(name, every)}")
@@ -548,7 +549,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="where the probe trains, cpu or cuda; default: %(default)s")
     parser.add_argument("--root", type=Path, default=Path("results/runs"), help="your runs; default: %(default)s")
     options = parser.parse_args(arguments)
-    seeds, steps = (_number(key, getattr(options, key.lower()), 1, whole=True) for key in ("SEEDS", "STEPS"))
+    asked: dict[str, int] = {}
+    for key in ("seeds", "steps"):
+        if (number := _number(key.upper(), getattr(options, key), 1, whole=True)) is not None:
+            asked[key] = int(number)
     price = _number("PRICE", options.price)
     others = int(_number("GPUS", options.gpus, 1, whole=True) or 1)
     tflops = _number("TFLOPS", options.tflops)
@@ -562,7 +566,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     places = 1 if cuda else cores()
     clock = time.perf_counter()
     # A GPU is timed by one process, which has it to itself.
-    asked = {key: None if n is None else int(n) for key, n in (("seeds", seeds), ("steps", steps))}
     studies, nets = plan(names, options.scale, options.root, options.device, places, **asked)
     known = environment(options.device, 1)
     mine = [Machine("yours", tflops * 1e12, 0.0, "you said so")] if tflops else []

@@ -217,7 +217,7 @@ def provenance(source: Source) -> dict[str, Any]:
             if value is not None:  # what runs need not tell: an exact claim has no revision of its own
                 seen.setdefault(key, set()).add(str(value)[:12] if key == "git" else str(value))
     runs = source.runs.assign(seconds=source.runs["seconds"].astype(float))
-    if "choice.evaluation" in runs:  # an ensemble is the mean of networks whose own rows tell the time already
+    if "choice.evaluation" in runs:
         runs.loc[runs["choice.evaluation"].isin(fig4.OF_SEVERAL), "seconds"] = 0.0
     started = source.runs["started"].dropna().astype(str).str[:10]
     studies = runs.groupby(["scale", "study"], sort=True).agg(

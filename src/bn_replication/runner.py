@@ -30,7 +30,7 @@ from torch import nn
 from bn_replication import build, checkpoint, records, schedules
 from bn_replication.data import load
 from bn_replication.distributed import World, is_loss, joined
-from bn_replication.errors import UserError
+from bn_replication.errors import UserError, no_room
 from bn_replication.evaluate import one_crop
 from bn_replication.inputs import Inputs
 from bn_replication.ledger import digests_for_study
@@ -111,11 +111,7 @@ def _lead(cfg: Config, arm: str, report: Callable[..., None], world: World) -> O
             return _Run(cfg, arm, directory, report, world).carry_out()
     except OSError as error:
         if error.errno in _UNWRITABLE:
-            found = os.strerror(error.errno)
-            raise UserError(
-                f"{directory}: found '{found}', expected room to write; earlier records are intact. "
-                "Free some space or set machine.results=..."
-            ) from error
+            raise no_room(directory, os.strerror(error.errno)) from error
         raise
 
 

@@ -26,11 +26,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from bn_replication.errors import UserError, nearest, one_line
 from bn_replication.jobs import cores
-from bn_replication.ledger import EXPERIMENTS, load_ledger
+from bn_replication.ledger import STUDIES, load_ledger, swept
 from bn_replication.records import CURVES, RUN, load_runs, read_rows, read_run_json, run_directory
 
 Frame: TypeAlias = Any  # to a type checker, as in figures
-CONFIGS = EXPERIMENTS.parent / "configs"
+CONFIGS = STUDIES.parent
 LOCKS = Path("/proc/locks")
 RECENT = 300.0  # seconds since the last row within which a run passes for running, where locks cannot be read
 
@@ -69,9 +69,9 @@ class State:
 
 def studies() -> list[str]:
     """Return the name of every study: those decided by numerics alone, then one a file of configs/experiment."""
-    swept = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
-    numeric = {entry.study for entry in load_ledger().values() if entry.kind == "exact"} - set(swept)
-    return [*sorted(numeric), *swept]
+    trained = swept()
+    numeric = {entry.study for entry in load_ledger().values() if entry.kind == "exact"} - set(trained)
+    return [*sorted(numeric), *trained]
 
 
 def jobs(study: str, scale: str, seeds: int | None = None, steps: int | None = None) -> list[Job]:
@@ -81,29 +81,31 @@ def jobs(study: str, scale: str, seeds: int | None = None, steps: int | None = N
 
     Raises :class:`UserError` for a study or scale that there is none of.
     """
-    path = CONFIGS / "experiment" / f"{study}.yaml"
+    path = STUDIES / f"{study}.yaml"
     if not path.exists():
         if study not in studies():
             raise UserError(f"found no study '{study}', expected one of configs/experiment/{nearest(study, studies())}")
         return list(_numeric_jobs(study))
     tree = _tree(path, scale)
-    swept = _axes(tree)
-    model = str(OmegaConf.select(tree, "model.name"))
-    own = swept.pop("seed", [0])
-    given = () if steps is None else (("steps", steps),)
+    over = _axes(tree)
+    own = over.pop("seed", [0])
+    if seeds is not None:
+        own = range(seeds)
+    budget, model = int(tree.steps), str(OmegaConf.select(tree, "model.name"))
+    if steps is not None:
+        budget, over["steps"] = steps, [steps]
     found = []
-    for values in itertools.product(*swept.values()):
-        overrides = (*zip(swept, values, strict=True), *given)
+    for values in itertools.product(*over.values()):
+        overrides = tuple(zip(over, values, strict=True))
         arm = ",".join(f"{key}={_name(tree, key, value)}" for key, value in sorted(overrides, key=lambda pair: pair[0]))
         arm = arm.replace("/", "_") or "default"
-        budget = int(tree.steps) if steps is None else steps
-        found += [Job(study, arm, int(n), budget, model, overrides) for n in (own if seeds is None else range(seeds))]
+        found += [Job(study, arm, int(seed), budget, model, overrides) for seed in own]
     return found
 
 
 def axes(study: str, scale: str) -> dict[str, list[Any]]:
     """Return what a study sweeps: each override's key with its values; nothing if numerics alone decide it."""
-    path = CONFIGS / "experiment" / f"{study}.yaml"
+    path = STUDIES / f"{study}.yaml"
     return _axes(_tree(path, scale)) if path.exists() else {}
 
 

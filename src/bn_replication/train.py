@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bn_replication import jobs, launch, progress
-from bn_replication.errors import UserError, nearest
+from bn_replication.errors import UserError, nearest, no_room
 from bn_replication.schema import known_keys, validate
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -39,9 +39,9 @@ OmegaConf.register_new_resolver(
 OmegaConf.register_new_resolver(
     "googlenet_decay", lambda steps: 0.96 ** (int(steps) * 32 / 1_281_167 / 8), replace=True
 )
-# Overrides that an arm is not named by: those that say which run of it this is, a value within the scale (scale.width)
-# being another arm; and those that change no number, with all that is below them.
-_OF_THE_PLACE = ("seed", "scale", "experiment", "study")
+# Overrides that an arm is not named by: those that say where it stands, though what is below them (scale.width) makes
+# another arm; and those that change no number, with all that is below them.
+_WHERE = {"seed", "scale", "experiment", "study"}
 _CHANGE_NOTHING = ("wandb", "machine", "hydra", "data.root", "data.source")
 
 
@@ -149,15 +149,14 @@ def _import_torch() -> None:
 
 def arm_of(tree: DictConfig, overrides: list[str], swept: Any) -> str:
     """Return an arm's name: every axis of its study and every override, ``key=value``, in alphabetical order."""
-    keys = {str(key) for key in swept} | {text.lstrip("+~").partition("=")[0] for text in overrides}
-    named = keys - {*_OF_THE_PLACE}
-    axes = sorted(key for key in named if not any(f"{key}.".startswith(f"{no}.") for no in _CHANGE_NOTHING))
     given = {key: value for key, _, value in (text.lstrip("+~").partition("=") for text in overrides)}
+    named = {str(key) for key in swept} | given.keys()
+    axes = sorted(key for key in named - _WHERE if not any(f"{key}.".startswith(f"{no}.") for no in _CHANGE_NOTHING))
 
     def value_of(key: str) -> Any:
+        if key == "setting":  # which sets other groups, and has no place of its own
+            return given.get(key)
         value = OmegaConf.select(tree, key.rpartition("@")[2])  # norm@last_norm=... stands at last_norm
-        if value is None and given.get(key):  # a group that sets others and has no place of its own, as setting has not
-            return given[key]
         return value.name if isinstance(value, DictConfig) and "name" in value else value
 
     return ",".join(f"{key}={value_of(key)}" for key in axes).replace("/", "_") or "default"
@@ -206,11 +205,12 @@ def main() -> int:
         if not str(error).startswith(_NO_NAME):
             raise
         return _refused(error)
-    except OSError as error:  # Hydra makes the folder of the records before anything of ours can
-        if error.filename is None:
+    except OSError as error:
+        # Hydra makes the folder of the records before anything of ours can; any other is no mistake of the user's.
+        place = Path(_assigned().get("machine.results", "results/runs")).absolute()
+        if error.filename is None or Path(error.filename).absolute() not in (place, *place.parents):
             raise
-        found = f"{error.filename}: found '{error.strerror}', expected room to write"
-        return _refused(UserError(f"{found}; set machine.results=... to a folder of yours"))
+        return _refused(no_room(error.filename, error.strerror))
     except KeyboardInterrupt:
         return 130
 
