@@ -142,6 +142,7 @@ def test_every_override_that_changes_a_number_is_in_the_name_of_the_arm(composed
         "optimizer.rate=0.3",
     ):
         assert composed("norm=batch", word)[1] == ",".join(sorted(["norm=batch", word.lstrip("+")]))
+    assert composed("norm=batch", "evaluate.keep=null")[1] == "evaluate.keep=None,norm=batch"
 
 
 def test_a_typo_in_a_file_is_refused_like_one_on_the_command_line(tmp_path: Path) -> None:
