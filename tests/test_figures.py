@@ -352,6 +352,16 @@ def test_an_interval_is_drawn_against_its_bounds_open_ends_as_arrows() -> None:
     assert [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "D"] == [pytest.approx(1 / 14.8)]
 
 
+@pytest.mark.parametrize(
+    ("side", "marker", "inside"), [("at least", ">", "white"), ("at most", "<", "white"), ("", "o", "#1a1a1a")]
+)
+def test_an_estimate_that_is_only_a_bound_is_a_hollow_tip(side: str, marker: str, inside: str) -> None:
+    ax = Figure().add_subplot()
+    figures.effect(ax, [("Published records", 1.2, 0.9, 2.0)], (-np.inf, 0.5), "ratio", sides=[side])
+    mark = next(line for line in ax.lines if list(line.get_xdata()) == [1.2])
+    assert (mark.get_marker(), mark.get_markerfacecolor()) == (marker, inside)
+
+
 @pytest.mark.slow
 def test_saved_figures_are_reproducible_and_come_with_their_numbers(tmp_path: Path) -> None:
     figure_1(tmp_path / "runs", seeds=2)

@@ -157,6 +157,7 @@ def effect_svg(
         None if printed is None else printed * times,
         [None if v.plain is None else (v.plain[0] * times, v.plain[1] * times) for _, v in lines],
         what,
+        [v.side for _, v in lines],
     )
     return panels.inline(
         figures.render(figure),

@@ -267,7 +267,8 @@ def draw_effect(
     paper: float | None = None,
     plain: Sequence[tuple[float, float] | None] = (),
     what: str = "",
+    sides: Sequence[str] = (),
 ) -> Figure:
     figure = Figure(figsize=(4.4, 0.62 + 0.26 * len(rows) + (0.18 if paper is not None else 0)))
-    effect(figure.add_subplot(), rows, bounds, kind, paper, plain, what)
+    effect(figure.add_subplot(), rows, bounds, kind, paper, plain, what, sides)
     return figure

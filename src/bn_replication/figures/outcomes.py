@@ -259,6 +259,7 @@ def effect(
     paper: float | None = None,
     plain: Sequence[tuple[float, float] | None] = (),
     what: str = "",
+    sides: Sequence[str] = (),
 ) -> None:
     """Draw intervals against the bounds that decide: within the shade reproduced, outside contradicted.
 
@@ -269,6 +270,7 @@ def effect(
         paper: the paper's number in the same unit, if it prints one.
         plain: of each row the 95% interval that is not adjusted for the number of claims, drawn thick within the other.
         what: what is compared and its unit, if any, for the axis.
+        sides: of each row ``at least`` or ``at most`` where its estimate is only a bound, which a hollow tip shows.
     """
     low, high = bounds
     neutral = 1.0 if kind == "ratio" else 0.0
@@ -296,7 +298,9 @@ def effect(
             if open_end:
                 ax.plot(at, i, tip, color="#1a1a1a", markersize=6, clip_on=False)
         if np.isfinite(estimate):
-            ax.plot(estimate, i, "o", color="#1a1a1a", markersize=6, zorder=3)
+            tip = {"at least": ">", "at most": "<"}.get(sides[i] if i < len(sides) else "", "o")
+            inside = "#1a1a1a" if tip == "o" else "white"
+            ax.plot(estimate, i, tip, color="#1a1a1a", markerfacecolor=inside, markersize=6, zorder=3)
         ax.text(-0.02, i, label, transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=8)
     if paper is not None:
         ax.plot(paper, -0.75, "D", color=PURPLE, markersize=6, clip_on=False)
