@@ -1,15 +1,15 @@
 """Promote runs to the committed records: ``python -m bn_replication.publish [STUDY ...]``.
 
 A run is checked (its record is whole, its files are the ones it signed, it did not fail) and compacted to at
-most 100 kB: files are packed, the curve as it is, to the byte; activations are rounded to 3 significant digits, a
-layer's percentiles to the decimals of the largest of them and its mean to those of its standard deviation (a mean of
-1e-8 beside a deviation of 1 is rounding noise); histograms become parts per thousand and stay with one seed an arm, the
-lowest, at every second probe or, where that is too much, at every fourth or eighth, and at the last; the percentiles of
-single units stay where a claim reads them, and elsewhere with that one seed. What was done is written into the
-published ``run.json`` under ``published``, with the digests of the files as the run wrote them. A run that is published
-already is left as it stands; one that differs is refused. Nothing is written unless every run asked for passes.
-Figures, verdicts and the README's scoreboard follow. ``--again`` compacts what is published anew, where an older
-version of this file kept more.
+most 100 kB: files are packed, the curve as it is, to the byte; activations column by column, rounded to 3 significant
+digits, a layer's percentiles to the decimals of the largest of them and its mean to those of its standard deviation (a
+mean of 1e-8 beside a deviation of 1 is rounding noise); histograms become parts per thousand and stay with one seed an
+arm, the lowest, at every second probe or, where that is too much, at every fourth or eighth, and at the last; the
+percentiles of single units stay where a claim reads them, and elsewhere with that one seed. What was done is written
+into the published ``run.json`` under ``published``, with the digests of the files as the run wrote them. A run that is
+published already is left as it stands; one that differs is refused. Nothing is written unless every run asked for
+passes. Figures, verdicts and the README's scoreboard follow. ``--again`` compacts what is published anew, where an
+older version of this file kept more.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from bn_replication.records import (
     ACTIVATIONS,
     PACKED,
     RUN,
+    TABLE,
     as_written_or_packed,
     atomic_write,
     digest,
-    json_line,
     load_runs,
     pack,
     read_rows,
@@ -46,6 +46,7 @@ from bn_replication.records import (
     refuse_misfiled,
     run_directories,
     signed_content,
+    table,
     unpacked,
     write_run_json,
 )
@@ -120,18 +121,18 @@ def slimmed(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def compact(rows: Sequence[dict[str, Any]], every: int, units: bool = True) -> bytes:
-    """Return activation records as JSON lines, rounded, with histograms at every ``every``-th probe and the last only
+    """Return activation records as a table, rounded, with histograms at every ``every``-th probe and the last only
     (0: none), and with the percentiles of single units or without.
     """
     left_out = {"histogram"} if units else {"histogram", "units"}
-    lines, seen = [], {}
+    kept, seen = [], dict[int, int]()
     for row in rows:
         probe = seen.setdefault(row["step"], len(seen))
         slim = slimmed({key: value for key, value in row.items() if key not in left_out})
         if row.get("histogram") and every and (probe % every == 0 or row["step"] == rows[-1]["step"]):
             slim["histogram"] = row["histogram"]
-        lines.append(json_line(slim))
-    return "".join(lines).encode()
+        kept.append(slim)
+    return table(kept)
 
 
 def thousandths(counts: Sequence[int]) -> list[int]:
@@ -159,7 +160,7 @@ def prepare(source: Path, target: Path, record: dict[str, Any], lowest: bool) ->
     size, head = 0, len(json.dumps(record, indent=1)) + 1_000
     for every in (EVERY, 4, 8, 0) if histograms else (0,):
         if rows:
-            contents[ACTIVATIONS] = compact(rows, every, units)
+            contents[TABLE] = compact(rows, every, units)
         files = _packed(contents)
         size = head + sum(map(len, files.values()))
         if size <= LIMIT:
@@ -193,13 +194,13 @@ def again(target: Path) -> int:
     for directory in run_directories(target):
         record = check(directory, failed=True)
         how = record.get("published")
-        if how is None or ACTIVATIONS not in record["files"]:
+        if how is None or not {ACTIVATIONS, TABLE} & set(record["files"]):
             continue
         lowest = directory == _lowest(directory.parent)
         units = how.get("units", True) and (lowest or claimed_units(record["study"]))
         every = how["histogram_every"] and max(how["histogram_every"], EVERY)
         rows = list(read_rows(directory / ACTIVATIONS))
-        contents = _read(directory, record) | {ACTIVATIONS: compact(rows, every, units)}
+        contents = _read(directory, record) | {TABLE: compact(rows, every, units)}
         how = {**_how(how["from"], every, units), "digits": min(how["digits"], DIGITS)}
         if (_signed(contents), how) != (record["files"], record["published"]):
             slim = {**record, "files": _signed(contents), "published": how}
@@ -211,7 +212,7 @@ def again(target: Path) -> int:
 
 def _read(directory: Path, record: dict[str, Any]) -> dict[str, bytes]:
     """Return the files that a run signed, but for its activations, unpacked."""
-    names = [name for name in record["files"] if name != ACTIVATIONS]
+    names = [name for name in record["files"] if name not in (ACTIVATIONS, TABLE)]
     return {name: unpacked(path) for name in names if (path := as_written_or_packed(directory / name))}
 
 

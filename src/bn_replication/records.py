@@ -3,7 +3,9 @@
 A run is a directory ``<root>/<scale>/<study>/<arm>/seed=<n>/`` that holds
 
 - ``curves.jsonl``: one JSON object a row, ordered by step;
-- ``activations.jsonl``: the probes' rows, in later records with a ``gradient``; once published, both end in ``.xz``;
+- ``activations.jsonl``: the probes' rows, in later records with a ``gradient``. Once published it is
+  ``activations.json``, one object that holds the rows column by column, null where a row has no such value; and both
+  files end in ``.xz``;
 - ``run.json``: configuration, outcome, provenance and the digests of the two files above. It is written
   last and atomically, so a directory without it is a run that has not ended. Where a published record was found to
   misdescribe its run, the correction stands in it, and under ``amended`` what it was and why.
@@ -18,7 +20,7 @@ import lzma
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 RUN, CURVES, ACTIVATIONS = "run.json", "curves.jsonl", "activations.jsonl"
+TABLE = "activations.json"  # what ACTIVATIONS becomes once published
 STATUSES = ("completed", "diverged", "failed")
 PACKED = ".xz"  # ends the name of a file that is packed: the smallest that the standard library can read
 TEMPORARY = ".tmp"  # ends the name of a file that is not yet whole
@@ -97,6 +100,12 @@ def finite(value: Any) -> Any:
     return value
 
 
+def table(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return rows as one JSON object of columns, which packs a fifth smaller; null where a row has no such value."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return (json.dumps({key: [row.get(key) for row in rows] for key in keys}, separators=(",", ":")) + "\n").encode()
+
+
 def write_run_json(directory: Path, record: Mapping[str, Any]) -> None:
     """Write a run's ``run.json``: the last act of a run, which declares it ended."""
     assert record["status"] in STATUSES, record["status"]
@@ -148,13 +157,22 @@ def as_written_or_packed(path: Path) -> Path | None:
     return next((p for p in (path, path.with_name(path.name + PACKED)) if p.exists()), None)
 
 
+def table_rows(content: bytes) -> list[dict[str, Any]]:
+    """Return the rows of a :func:`table`."""
+    columns = json.loads(content)
+    rows = (zip(columns, values, strict=True) for values in zip(*columns.values(), strict=True))
+    return [{key: value for key, value in row if value is not None} for row in rows]
+
+
 def read_rows(path: Path, growing: bool = False) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a ``.jsonl`` file or of its ``.xz``; no file, no rows.
+    """Yield the rows of a ``.jsonl`` file, of its ``.xz`` or of its packed :func:`table`; no file, no rows.
 
     Args:
         growing: the last line may be one that is being written, or was cut off: then it is left out.
     """
     found = as_written_or_packed(path)
+    if found is None and (columns := as_written_or_packed(path.with_suffix(".json"))):
+        yield from table_rows(unpacked(columns))
     lines = unpacked(found).decode().splitlines() if found else []
     for number, line in enumerate(lines, 1):
         try:
@@ -191,8 +209,10 @@ def run_rows(directory: Path, name: str) -> list[dict[str, Any]]:
     """Return the rows of a file of an ended run, held against its record; none if the run wrote no such file, or if it
     is being run again by now."""
     record = read_run_json(directory)
-    signed = record["files"].get(name) if record is not None else None
-    lines = [] if signed is None else signed_content(directory, name, signed).decode().splitlines()
+    files = {} if record is None else record["files"]
+    if name == ACTIVATIONS and TABLE in files:
+        return table_rows(signed_content(directory, TABLE, files[TABLE]))
+    lines = signed_content(directory, name, files[name]).decode().splitlines() if name in files else []
     return [json.loads(line) for line in lines]
 
 

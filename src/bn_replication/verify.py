@@ -64,7 +64,7 @@ def altered_records(published: Path) -> list[str]:
         assert record is not None  # its run.json was listed a moment ago
         if directory.relative_to(published) != (named := records.place(record)):
             faults.append(f"{directory}: holds the record of {named.as_posix()}")
-        for name in {records.CURVES, records.ACTIVATIONS} | set(record["files"]):
+        for name in {records.CURVES, records.ACTIVATIONS, records.TABLE} | set(record["files"]):
             file = records.as_written_or_packed(directory / name)
             signed = record["files"].get(name)
             content = records.readable(file) if file else None
