@@ -334,6 +334,42 @@ def test_percentiles_that_were_not_finite_are_gaps(tmp_path: Path) -> None:
     assert figures.render(drawing.figure).startswith(b"<?xml")
 
 
+def test_an_arm_that_explodes_does_not_flatten_the_others(tmp_path: Path) -> None:
+    for arm, width in (("norm=none", 1e30), ("norm=layer", 0.01), ("norm=batch", 1.0), ("norm=group", 1.5)):
+        directory = write_run(tmp_path, "s", arm, 0, [0.1, 0.2], probes=1)
+        rows = [
+            {"step": step, "layer": name, "percentiles": [-far, 0.0, far], "mean": 0.0, "std": far}
+            for step in (0, 100)
+            for name, far in (("act1", width), ("act2", 1.0))
+        ]
+        rewrite(directory, records.ACTIVATIONS, rows)
+    runs = records.load_runs(tmp_path)
+    drawing = figures.draw_layers(runs, records.load_activations(runs))
+    assert drawing is not None
+    assert "leaves it" in drawing.caption
+    first, second = drawing.figure.axes[0], drawing.figure.axes[4]
+    assert first.get_ylim() == pytest.approx((-1.65, 1.65))
+    assert second.get_ylim() == pytest.approx((-1.1, 1.1))
+    calm = figures.draw_layers(runs[runs["arm"] != "norm=none"], records.load_activations(runs))
+    assert calm is not None
+    assert "leaves it" not in calm.caption
+
+
+def test_many_diverged_runs_stay_above_zero_and_can_be_counted(tmp_path: Path) -> None:
+    rate_range(tmp_path)
+    for seed in range(2, 12):
+        config = {"optimizer": {"rate": 1.0, "multiple": 1.0}}
+        write_run(tmp_path, "rate_range", "norm=none,optimizer.rate=1", seed, [0.1, 0.2], config, "diverged")
+    runs, curves = load(tmp_path, "rate_range")
+    ax = Figure().add_subplot()
+    figures.response(ax, figures.ends(runs, curves), "initial rate")
+    piles = [line for line in ax.lines if line.get_marker() == "x" and len(line.get_xdata())]
+    assert [len(pile.get_xdata()) for pile in piles if pile.get_color() == figures.VERMILLION] == [5, 5, 2]
+    places = {tuple(pile.get_transform().transform((1.0, 0.2))) for pile in piles}
+    assert len(places) == len(piles)
+    assert min(ax.get_yticks()) >= 0
+
+
 def test_the_counter_example_shows_the_size_of_b(tmp_path: Path) -> None:
     frame = pd.DataFrame({"run": "r", "seed": 0, "step": [0, 1, 2], "b": [0.0, -1.0, -2.0], "loss": 4.0})
     bias, loss = Figure().subplots(1, 2)

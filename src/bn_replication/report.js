@@ -74,14 +74,19 @@ function layers(data, state, width) {
   const columns = Math.max(1, Math.min(arms.domain.length, Math.floor(width / 165)));
   const color = { field: "arm", type: "nominal", scale: { domain: arms.domain, range: arms.range }, legend: null };
   const x = { ...steps(state.logX), title: null };
-  const y = (field) => ({ field, type: "quantitative", title: "input" });
+  // An arm that goes ten times as far as the middle one, as some that diverge, has no say in the axis and leaves it.
+  const reach = arms.domain.map((arm) => Math.max(0, ...values.filter((row) => row.arm === arm).flatMap((row) => [Math.abs(row.low), Math.abs(row.high)])));
+  const most = 10 * [...reach].sort((a, b) => a - b)[reach.length >> 1];
+  const near = values.filter((row) => reach[arms.domain.indexOf(row.arm)] <= most);
+  const scale = near.length < values.length ? { domain: [Math.min(...near.map((row) => row.low)), Math.max(...near.map((row) => row.high))], nice: true } : {};
+  const y = (field) => ({ field, type: "quantitative", title: "input", scale });
   const number = (field, title) => ({ field, title, format: ".3~g" });
   return { ...spec, data: { values }, columns, spacing: 14,
     facet: { field: "arm", type: "nominal", title: null, sort: arms.domain, header: { labelFontSize: 11, labelAnchor: "start" } },
     spec: { width: Math.floor((width - 60) / columns) - 32, height: 130, layer: [
-      { mark: { type: "area", opacity: 0.25 }, encoding: { x, color, y: { ...y("low"), stack: null }, y2: { field: "high" } } },
-      { mark: { type: "line", strokeWidth: 2 }, encoding: { x, color, y: y("middle") } },
-      { mark: { type: "point", size: 200, filled: true, opacity: 0 }, encoding: { x, y: y("middle"), color,
+      { mark: { type: "area", opacity: 0.25, clip: true }, encoding: { x, color, y: { ...y("low"), stack: null }, y2: { field: "high" } } },
+      { mark: { type: "line", strokeWidth: 2, clip: true }, encoding: { x, color, y: y("middle") } },
+      { mark: { type: "point", clip: true, size: 200, filled: true, opacity: 0 }, encoding: { x, y: y("middle"), color,
         tooltip: [{ field: "arm", title: "arm" }, { field: "step", title: "step", format: "," },
           number("low", "15th percentile"), number("middle", "median"), number("high", "85th percentile")] } },
     ] } };
@@ -126,7 +131,7 @@ function gradients(data, state) {
 // The views of a layer: name, who draws it, what it shows, and what a record must have for it.
 const VIEWS = {
   bands: { name: "percentile bands", draw: layers,
-    caption: "Line: median; band: the 15th to the 85th percentile; one panel an arm, on shared axes." },
+    caption: "Line: median; band: the 15th to the 85th percentile; one panel an arm, on shared axes; an arm that goes ten times as far as most leaves them." },
   bins: { name: "histograms", draw: histograms, needs: "bins",
     caption: "Each column is a probe, from before training to its end; the darker a cell, the more inputs fall there. The outermost cells hold what lies beyond." },
   gradients: { name: "gradients of its weights", draw: gradients, needs: "gradient",

@@ -169,6 +169,9 @@ def _place(key: str, value: Any) -> list[Any]:
     return natural(str(list(NORMS).index(value))) if known else natural(str(value))
 
 
+BEYOND = 10  # times what the middle arm reaches: an arm beyond has no say in the axis, or the others were flat lines
+
+
 @styled
 def draw_layers(runs: Frame, activations: Frame, layers: Sequence[str] = ()) -> Drawing | None:
     """Small multiples in depth order: what some layers' nonlinearities receive, one column an arm."""
@@ -192,12 +195,25 @@ def draw_layers(runs: Frame, activations: Frame, layers: Sequence[str] = ()) -> 
         if column == 0:
             ax.set_ylabel(layer.replace(".", "\n", 1), fontsize=7)
         ax.label_outer()
+    beyond = ""
+    for row, layer in enumerate(layers):
+        own = bands[(bands["layer"] == layer) & bands["arm"].isin(arms)]
+        ends = own.groupby(["arm", "step"])[["p15", "p50", "p85"]].median()
+        furthest = ends.abs().max(axis=1).groupby("arm").max().dropna()
+        if furthest.empty:
+            continue
+        near = furthest.index[furthest <= BEYOND * furthest.sort_values().iloc[len(furthest) // 2]]
+        low, high = ends.loc[ends.index.isin(near, level="arm")].agg({"p15": "min", "p85": "max"})
+        pad = 0.05 * (high - low) or 0.05
+        grid[row, 0].set_ylim(low - pad, high + pad)
+        if len(near) < len(furthest):
+            beyond = f" An arm that goes {BEYOND} times as far as most leaves it."
     figure.supxlabel("training steps (log)", fontsize=8)
     return Drawing(
         "layers",
         "What the nonlinearities receive, layer by layer",
         "From the input (top) to the output (bottom), evenly chosen in depth. Line: median; band: 15th to "
-        "85th percentile; of both the median over seeds. A row shares its axis.",
+        "85th percentile; of both the median over seeds. A row shares its axis." + beyond,
         figure,
         bands[bands["layer"].isin(layers) & bands["arm"].isin(arms)]
         .groupby(["arm", "layer", "step"], sort=False, as_index=False)[["p15", "p50", "p85"]]

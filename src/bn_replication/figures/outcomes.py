@@ -110,12 +110,19 @@ def response(
         beside: Any = offset_copy(ax.transData, figure, x=shift, units="points")
         point: Any = {"color": look.colour, "linestyle": "", "transform": beside}
         ax.plot(own["place"], own["drawn"], marker=look.marker, markersize=4, alpha=0.6, markeredgewidth=0, **point)
-        # What ended without a number is stacked beyond those that did, so that it can be counted.
+        # What ended without a number is stacked beyond those that did, so that it can be counted: five, then the next
+        # five further aside.
         died, never = own[own["diverged"]], own[lost & ~own["diverged"]]
         for lot, edge, away, marker in ((died, floor, -1, "x"), (never, ceiling, 1, "^")):
             if len(lot) and (outcome == "steps_to" or lot is died):
-                heights = edge + away * 0.05 * room * lot.groupby("place").cumcount()
-                ax.plot(lot["place"], heights, marker=marker, markersize=5, markerfacecolor="white", **point)
+                pile, level = np.divmod(lot.groupby("place").cumcount(), 5)
+                heights = edge + away * 0.05 * room * level
+                for further, stack in lot.assign(height=heights).groupby(pile):
+                    at = offset_copy(
+                        ax.transData, figure, x=shift + (7 if shift >= 0 else -7) * further, units="points"
+                    )
+                    mark = point | {"transform": at, "marker": marker, "clip_on": False}
+                    ax.plot(stack["place"], stack["height"], markersize=5, markerfacecolor="white", **mark)
                 reach.append(heights.max() + 0.06 * room if away > 0 else heights.min() - 0.06 * room)
         for place, seeds in own.groupby("place"):
             low, high = stats.t_interval(seeds["drawn"].dropna(), 0.05)
@@ -149,6 +156,7 @@ def response(
     ax.set(xlabel=AXES.get(key, words(key)), ylabel=OUTCOMES[outcome].format(column.replace("_", " ")))
     if outcome != "steps_to":
         in_percent(ax.yaxis)
+        ax.set_yticks([tick for tick in ax.get_yticks() if max(0, min(reach)) <= tick <= max(reach)])  # no accuracy < 0
     keep = ["line", "arm", "seed", key, outcome, "status"]
     return frame[keep].sort_values(["line", key, "seed"])
 
