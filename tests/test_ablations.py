@@ -17,6 +17,7 @@ from torch import nn
 
 from bn_replication import build, claims, jacobians, landscape, records
 from bn_replication.data import LinearInput, conditioning, load
+from bn_replication.errors import UserError
 from bn_replication.inputs import Inputs
 from bn_replication.ledger import (
     AgainstChance,
@@ -31,6 +32,7 @@ from bn_replication.ledger import (
     load_ledger,
 )
 from bn_replication.measures import linear_share
+from bn_replication.models.inception import Inception
 from bn_replication.norms import (
     BatchNorm,
     InverseRoot,
@@ -188,6 +190,28 @@ def test_jacobians_are_those_of_autograd(composed: Compose, words: str) -> None:
     assert 0 < low <= high
     orthogonal = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))[0]
     assert jacobians.singular_values(orthogonal).log().abs().max() < 1e-6
+
+
+def test_which_links_are_decomposed_does_not_hang_on_the_width() -> None:
+    inputs = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    net = Inception(BatchNorm, classes=10, image_size=32, width=0.125)
+    rows = jacobians.measure(net, inputs)
+    assert sorted(rows) == [
+        f"inception{name}.double3x3_2.act" for name in ("3c", "4a", "4b", "4c", "4d", "4e", "5a", "5b")
+    ]
+    jacobians.refuse_too_large(net, inputs)
+    wide = Inception(BatchNorm, classes=10, image_size=32)  # the gpu scale's
+    jacobians.refuse_too_large(wide, inputs)
+
+
+def test_a_net_without_a_link_that_is_small_enough_is_refused() -> None:
+    net = Inception(BatchNorm, classes=10, image_size=224, width=0.125)
+    with pytest.raises(
+        UserError, match="found layers that end in larger maps only, expected two nonlinearities in a row"
+    ):
+        jacobians.refuse_too_large(net, torch.randn(2, 3, 224, 224))
+    with pytest.raises(UserError, match="found none, expected two nonlinearities"):
+        jacobians.refuse_too_large(nn.Sequential(nn.Linear(3, 3), nn.Sigmoid()), torch.randn(2, 3))
 
 
 def test_a_link_whose_derivative_is_not_finite_is_left_out() -> None:

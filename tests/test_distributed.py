@@ -348,6 +348,11 @@ def test_what_replicas_cannot_do_is_refused(composed: Compose, tmp_path: Path, m
         ("norm=sync",): "norm=batch where one process trains",
         ("replicas=2", "machine.device=cuda:1"): r"machine\.device=cuda with replicas=2",
         ("replicas=2", "measure.cost=true"): r"measure\.cost=false with replicas=2",
+        (
+            "replicas=2",
+            "norm=batch",
+            "measure.statistics={batches: 2, test_batch_sizes: [4]}",
+        ): "measure.statistics=null",
         ("replicas=0",): "replicas: found 0",
     }.items():
         with pytest.raises(UserError, match=complaint):

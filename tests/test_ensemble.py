@@ -371,3 +371,8 @@ def test_members_and_evaluations_are_published_verified_and_reported(evaluated: 
     assert {look.label for look in figures.looks(figures.trained(frame)).values()} == {
         f"member {k}" for k in range(1, 7)
     }
+
+
+def test_a_path_may_hold_what_means_something_to_hydra(tmp_path: Path) -> None:
+    place = ensemble.Place("cpu", tmp_path / "o'brien {x}, y=1", None)
+    assert ensemble._here("smoke", place)["data"] == {"root": str(place.data), "source": None}

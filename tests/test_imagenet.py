@@ -11,6 +11,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -542,3 +543,11 @@ def test_keys_that_came_later_are_no_part_of_an_earlier_run(composed: Compose) -
 def test_area_and_aspect_come_together(composed: Compose) -> None:
     with pytest.raises(UserError, match="area and aspect, or neither"):
         composed("setting=inception", "augment.area=0.5")
+
+
+def test_what_is_read_ahead_is_as_large_as_what_was_asked_for() -> None:
+    inputs: Any = SimpleNamespace(split=SimpleNamespace(held_out=range(10)))
+    asked, following = [(0, 4)], Inputs._range_after
+    while (rows := following(inputs, asked[-1])) is not None:
+        asked.append(rows)
+    assert asked == [(0, 4), (4, 8), (8, 10)]

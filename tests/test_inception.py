@@ -391,6 +391,18 @@ def test_he_initialisation_keeps_the_signal_of_the_plain_net():
     assert 0.1 < net(images(8)).std().item() < 10  # neither dies nor explodes over some twenty layers
 
 
+def test_glorot_goes_by_the_sizes_of_each_convolution_of_the_figure() -> None:
+    net = Inception(image_size=32, initialisation="glorot", init_scale=3.0, generator=torch.Generator().manual_seed(0))
+    module = net.inception3a
+    reads = module.joint1x1.conv.weight.shape[1]
+    for part, width in zip(module.joint1x1.conv.weight.split(module.splits), module.splits, strict=True):
+        assert part.std().item() == pytest.approx(3 * (2 / (reads + width)) ** 0.5, rel=0.03)
+    three = module.conv3x3.conv.weight
+    assert three.std().item() == pytest.approx(3 * (2 / (9 * (three.shape[0] + three.shape[1]))) ** 0.5, rel=0.03)
+    colour = net.stem.depthwise1.weight  # one colour in, eight channels out
+    assert colour.std().item() == pytest.approx(3 * (2 / (49 * (1 + 8))) ** 0.5, rel=0.05)
+
+
 def test_nonlinearities_are_distinct_named_and_in_depth_order():
     net = small(act_layer=nn.Sigmoid)
     seen: list[str] = []

@@ -105,6 +105,7 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(mistake: str,
         ),
         (["norm=zca", "measure.average=0.9"], "a norm other than zca with measure.average"),
         (["measure.conditioning=true"], "data.input of unit, centered, decorrelated or whitened"),  # MNIST's is binary
+        (["measure.conditioning=true", "data=imagenet", "data.input=unit"], "images of one size, held in memory"),
         (
             ["optimizer.nesterov=true", "optimizer.momentum=0"],
             "optimizer.momentum above 0 with optimizer.nesterov=true",

@@ -121,12 +121,12 @@ def configuration(record: Mapping[str, Any], place: Place) -> Config:
 @cache
 def _here(scale: str, place: Place) -> dict[str, Any]:
     """Return the parts of a configuration that are no part of what a run is."""
-    places = [f"machine.device={place.device}", f"data.root='{place.data}'"]
-    places += [f"data.source='{place.source}'"] if place.source else []
+    words = [f"scale={scale}", "wandb=disabled", f"machine.device={place.device}"]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        tree = resolved(compose("train", overrides=[f"scale={scale}", "wandb=disabled", *places]))
+        tree = resolved(compose("train", overrides=words))
     kept = {key: tree[key] for key in ("machine", "wandb", "scale", "tuned")}
-    return {**kept, "data": {key: tree["data"][key] for key in ("root", "source")}}
+    # Not through Hydra's grammar, in which some characters of a path mean something.
+    return {**kept, "data": {"root": str(place.data), "source": place.source and str(place.source)}}
 
 
 def network(cfg: Config, split: Split, inputs: Inputs, weights: Mapping[str, Tensor]) -> nn.Module:

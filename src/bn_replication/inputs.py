@@ -103,5 +103,5 @@ class Inputs:
         return self.split.held_out.ask(slice(*rows))
 
     def _range_after(self, rows: tuple[int, int]) -> tuple[int, int] | None:
-        last = len(self.split.held_out)
-        return (rows[1], min(rows[1] + self.cfg.evaluate.batch_size, last)) if rows[1] < last else None
+        size, last = rows[1] - rows[0], len(self.split.held_out)
+        return (rows[1], min(rows[1] + size, last)) if rows[1] < last else None

@@ -3,7 +3,7 @@
 The paper looks at "two consecutive layers with normalized inputs, and the transformation between these normalized
 vectors". So a link goes from what one nonlinearity receives to what the next one does: z -> norm(W g(z)), and the same
 without the norm. In the MLP these are all its hidden layers; in Inception the two 3x3 convolutions in a row of every
-module whose maps are small enough for a full decomposition.
+module whose maps are small enough for a full decomposition: those of 4x4 and less, at 32 pixels all but 3a and 3b.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bn_replication.errors import UserError
 from bn_replication.models import ACTIVATIONS
 from bn_replication.models.inception import Module
 from bn_replication.norms import frozen, population_statistics
 from bn_replication.probes import layer_inputs
 
 EXAMPLES = 2  # of the fixed batch; each has a Jacobian of its own
-LARGEST = 768  # outputs of a link; above that the decomposition takes seconds
+POSITIONS = 16  # of the map that a link ends in; so which links are decomposed does not hang on the net's width
+LARGEST = 4096  # outputs of a link; above that a decomposition takes minutes
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Singular values below this share of the largest are taken for ReLU's zeros, which have no logarithm.
 ZERO = 1e-3
@@ -80,7 +82,7 @@ def measure(model: nn.Module, inputs: Tensor) -> dict[str, dict[str, Any]]:
         if start not in seen or not seen[start].isfinite().all():
             continue
         examples = [seen[start][i : i + 1] for i in range(min(EXAMPLES, len(inputs)))]
-        if _outputs(link, examples[0]) > LARGEST:
+        if not _small(link, examples[0]):
             continue
         matrices = [jacobian(link, x) for x in examples]
         if not all(matrix.isfinite().all() for matrix in matrices):
@@ -102,8 +104,21 @@ def log_spread(rows: Sequence[dict[str, Any]]) -> float:
 
 
 @torch.no_grad()
-def _outputs(link: nn.Module, x: Tensor) -> int:
-    return link(x).numel()
+def _small(link: nn.Module, x: Tensor) -> bool:
+    outputs = link(x)
+    return outputs[0, 0].numel() <= POSITIONS and outputs.numel() <= LARGEST
+
+
+def refuse_too_large(model: nn.Module, inputs: Tensor) -> None:
+    """Raise :class:`UserError` if :func:`measure` would leave out every link of ``model`` for its size."""
+    still = frozen(model, population_statistics(model, [inputs]))
+    between = links(still)
+    with torch.no_grad():
+        seen = layer_inputs(still, {start: still.get_submodule(start) for start, _ in between}, inputs[:1])
+    if not any(_small(link, seen[start]) for (start, _), link in between.items()):
+        found = "layers that end in larger maps only" if between else "none"
+        expected = f"two nonlinearities in a row, in maps of at most {POSITIONS} positions and {LARGEST} values"
+        raise UserError(f"found {found}, expected {expected} for measure.jacobian; mend model or data")
 
 
 def _finite(model: nn.Module) -> bool:

@@ -53,6 +53,8 @@ class Measures:
         self.average = None if decay is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.landscapes: list[dict[str, float]] = []  # one a row of the curve
         self.gradients: dict[str, float | None] = {}  # of the last step, where a checkpoint brings them
+        if cfg.measure.jacobian and fixed is not None:
+            jacobians.refuse_too_large(model, fixed)
 
     def after_step(self) -> None:
         """Take an update of the weights into their moving average."""

@@ -264,12 +264,18 @@ class Config(Section):
                 "data.input of unit, centered, decorrelated or whitened with measure.conditioning, "
                 f"found data.input={self.data.input}"
             )
+        if self.measure.conditioning and self.data.name.startswith("imagenet"):
+            found = f"found data={self.data.name}"
+            raise ValueError(f"images of one size, held in memory, with measure.conditioning, {found}")
         if self.optimizer.nesterov and self.optimizer.momentum == 0:
             raise ValueError("optimizer.momentum above 0 with optimizer.nesterov=true, found 0")
         if self.norm.name == "sync" and self.replicas == 1:
             raise ValueError("norm=batch where one process trains (torchrun starts several), found norm=sync")
         if self.replicas > 1 and self.measure.cost:
             raise ValueError(f"measure.cost=false with replicas={self.replicas}, as one of them cannot time a step")
+        if self.replicas > 1 and self.measure.statistics is not None:
+            why = "as the others would wait for the one that evaluates"
+            raise ValueError(f"measure.statistics=null with replicas={self.replicas}, {why}")
         if self.replicas > 1 and ":" in self.machine.device:
             found = f"found machine.device={self.machine.device}"
             raise ValueError(f"machine.device=cuda with replicas={self.replicas}, each on its own GPU, {found}")

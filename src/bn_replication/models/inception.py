@@ -163,8 +163,8 @@ class Inception(nn.Module):
         placement: of the norm, "before" the nonlinearity as in the paper or "after" it.
         initialisation, init_scale: initial weights are normal with standard deviation
             init_scale * sqrt(2 / fan_in) ("he"; 1 / fan_in where no nonlinearity follows),
-            init_scale * sqrt(2 / (fan_in + fan_out)) ("glorot") or init_scale * sqrt(1 / fan_in) ("lecun");
-            biases start at zero.
+            init_scale * sqrt(2 / (fan_in + fan_out)) ("glorot", each 1x1 of a module by its own fan_out) or
+            init_scale * sqrt(1 / fan_in) ("lecun"); biases start at zero.
         generator: of the initial weights, drawn in the order of ``parameters()``.
     """
 
@@ -256,13 +256,22 @@ class Inception(nn.Module):
         self._initialise(initialisation, init_scale, generator)
 
     def _initialise(self, initialisation: Initialisation, scale: float, generator: torch.Generator | None) -> None:
+        joined = {layer.conv: layer.widths for layer in self.modules() if isinstance(layer, ConvNormAct)}
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                fan_in = module.weight[0].numel()
-                fan_out = module.weight.numel() // module.weight.shape[1]
+                fan_in, groups = module.weight[0].numel(), getattr(module, "groups", 1)
+                reached = module.weight[0, 0].numel()  # by an input value, in each output channel that it enters
                 gain = 1 if name.endswith(("depthwise1", "classifier")) else 2  # a ReLU halves the variance
-                variance = {"he": gain / fan_in, "glorot": 2 / (fan_in + fan_out), "lecun": 1 / fan_in}[initialisation]
-                nn.init.normal_(module.weight, std=scale * math.sqrt(variance), generator=generator)
+                widths = joined.get(module, (len(module.weight),))
+                stds = []
+                for width in widths:
+                    both = fan_in + width * reached // groups
+                    variance = {"he": gain / fan_in, "glorot": 2 / both, "lecun": 1 / fan_in}[initialisation]
+                    stds.append(scale * math.sqrt(variance))
+                nn.init.normal_(module.weight, std=stds[0], generator=generator)
+                with torch.no_grad():
+                    for part, std in zip(module.weight.split(widths), stds, strict=True):
+                        part.mul_(std / stds[0])  # 1 but for Glorot's
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 

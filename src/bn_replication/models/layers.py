@@ -155,6 +155,7 @@ class ConvNormAct(nn.Sequential):
     conv: nn.Module
     norm: nn.Module
     act: nn.Module
+    widths: tuple[int, ...]
 
     def __init__(
         self,
@@ -171,3 +172,4 @@ class ConvNormAct(nn.Sequential):
         if placement == "after":
             children = [children[0], children[2], children[1]]
         super().__init__(OrderedDict(children))
+        self.widths = widths
