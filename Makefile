@@ -95,10 +95,10 @@ test-mutants: setup ## plant known faults in a copy of the package and show what
 ablations: setup ## run every ablation study (some five hours on two cores; goes on where it stopped)
 	@for study in $(filter ablation_%,$(STUDIES)); do $(MAKE) --no-print-directory $$study || failed=1; done; exit $${failed:-0}
 
-beyond: setup ## run every study of what the field asked after the paper (about an hour on two cores; goes on where it stopped)
+beyond: setup ## run every study of what the field asked after the paper (about an hour and a half on two cores; goes on where it stopped)
 	@for study in $(filter beyond_%,$(STUDIES)) bn_rate own_best_rate; do $(MAKE) --no-print-directory $$study || failed=1; done; exit $${failed:-0}
 
-sensitivity: setup ## does an answer hang on a value the paper leaves open? (about an hour on two cores; goes on where it stopped)
+sensitivity: setup ## does an answer hang on a value the paper leaves open? (about two hours on two cores; goes on where it stopped)
 	@for study in $(filter sensitivity_%,$(STUDIES)); do $(MAKE) --no-print-directory $$study || failed=1; done; exit $${failed:-0}
 
 # `make ablation-affine` is every study of that name: ablation_affine and ablation_affine_mnist.

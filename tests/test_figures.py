@@ -22,6 +22,8 @@ from tests.conftest import Compose
 
 from bn_replication import figures, metrics, records, stats
 from bn_replication.figures.__main__ import main
+from bn_replication.figures.frames import roles
+from bn_replication.ledger import load_ledger
 from bn_replication.panels import rate_tables
 from bn_replication.runner import run
 from bn_replication.train import CONFIGS
@@ -353,6 +355,67 @@ def test_an_arm_that_explodes_does_not_flatten_the_others(tmp_path: Path) -> Non
     calm = figures.draw_layers(runs[runs["arm"] != "norm=none"], records.load_activations(runs))
     assert calm is not None
     assert "leaves it" not in calm.caption
+
+
+def tuned(root: Path, model: str = "mlp") -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Two nets over rates, on validation images: BN does best at 1 by the mean of its last, at 0.3 by the very last."""
+    for norm, lasts in {"none": (0.97, 0.975, 0.11), "batch": (0.972, 0.976, 0.974)}.items():
+        for rate, last in zip((0.1, 0.3, 1.0), lasts, strict=True):
+            config = {"optimizer": {"rate": rate, "multiple": 1.0}, "data": {"split": "tune"}}
+            before = [0.1, *[last - 0.01] * 8] if rate < 1 else [0.1, *[last] * 8]
+            directory = write_run(
+                root,
+                "fig1_rate",
+                f"norm={norm},optimizer.rate={rate:g}",
+                100,
+                [*before, last],
+                config,
+                summary={"validation_accuracy": last},
+            )
+            record = json.loads((directory / "run.json").read_text())
+            record["choices"]["model"] = model
+            records.write_run_json(directory, record)
+    return load(root, "fig1_rate")
+
+
+def test_a_study_that_chooses_a_rate_is_shown_by_what_it_chooses_by(tmp_path: Path) -> None:
+    runs, curves = tuned(tmp_path)
+    ends = figures.ends(runs, curves)
+    assert ends["final"].tolist() == ends["summary.validation_accuracy"].tolist()
+    drawing = figures.draw_response(runs, curves)
+    assert drawing is not None
+    full, near = drawing.figure.axes
+    assert full.get_ylim()[0] < 0.11
+    assert 0.96 < near.get_ylim()[0] < 0.975 < near.get_ylim()[1] < 1  # beside the one that does not learn
+    assert "Caps" not in drawing.caption
+    assert "crosses" not in drawing.caption
+    assert len(drawing.frame) == len(runs)
+    usable, speed = rate_tables(runs, runs[:0], {})
+    assert [row["best rate"] for row in usable["rows"]] == ["0.3", "0.3"]
+    assert "Inception" not in speed["caption"]
+    assert "the same runs" in speed["caption"]
+
+
+def test_figure_2_stands_beside_rates_of_inception_alone(tmp_path: Path) -> None:
+    figure_2(tmp_path)
+    fig2 = records.load_runs(tmp_path, "fig2_inception")
+    for model, said in (("mlp", False), ("inception", True)):
+        runs, _ = tuned(tmp_path / model, model)
+        speed = rate_tables(runs, fig2, {})[1]
+        assert any("Figure 2" in row["rates"] for row in speed["rows"]) == said
+        assert ("Inception" in speed["caption"]) == said
+
+
+def test_rings_are_of_one_claim_where_two_disagree(tmp_path: Path) -> None:
+    for norm in ("batch", "group"):
+        for size in (2, 4):
+            write_run(tmp_path, "s", f"norm={norm},batch_size={size}", 0, [0.1, 0.2], {"batch_size": size})
+    runs = records.load_runs(tmp_path)
+    wide, narrow = load_ledger()["batch-size"], load_ledger()["batch-size-group"]
+    one = roles(runs, [narrow])
+    assert sorted(one.values()) == ["control", "treatment"]
+    assert roles(runs, [wide, narrow]) == one
+    assert roles(runs, [narrow, narrow]) == one
 
 
 def test_many_diverged_runs_stay_above_zero_and_can_be_counted(tmp_path: Path) -> None:

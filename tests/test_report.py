@@ -210,6 +210,9 @@ def test_the_rule_and_the_command_stand_beside_each_claim(both: tuple[Path, str]
     assert report.command("fig2_inception", "laptop", 3) == run
     assert report.command("fig2_inception", "laptop", 5) == f"{run} 'seed=range(5)'"
     assert report.command("fig2_inception", "gpu", 5) == f"{run} scale=gpu machine.device=cuda"
+    as_run = report.command("fig2_inception", "gpu", 5, "tf32")
+    assert as_run == f"{run} scale=gpu machine.device=cuda precision=tf32"
+    assert report.command("fig4_ensemble", "laptop", 9) == "make ensemble SEEDS=9"
     assert report.command("beyond_norms", "laptop", 6) == "python -m bn_replication.train -m experiment=beyond_norms"
     assert "14.8x" in page.text  # Figure 3 as printed ...
     assert "Figure 3: the paper’s table beside ours" in page.text

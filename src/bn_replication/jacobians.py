@@ -114,8 +114,8 @@ def refuse_too_large(model: nn.Module, inputs: Tensor) -> None:
     still = frozen(model, population_statistics(model, [inputs]))
     between = links(still)
     with torch.no_grad():
-        seen = layer_inputs(still, {start: still.get_submodule(start) for start, _ in between}, inputs[:1])
-    if not any(_small(link, seen[start]) for (start, _), link in between.items()):
+        seen = layer_inputs(still, {start: still.get_submodule(start) for start, _ in between}, inputs)
+    if not any(_small(link, seen[start][:1]) for (start, _), link in between.items()):
         found = "layers that end in larger maps only" if between else "none"
         expected = f"two nonlinearities in a row, in maps of at most {POSITIONS} positions and {LARGEST} values"
         raise UserError(f"found {found}, expected {expected} for measure.jacobian; mend model or data")

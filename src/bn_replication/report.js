@@ -1,7 +1,8 @@
 // Interactive charts: the data lies beside each figure, Vega-Lite within the page; controls are plain HTML, for keyboards and readers.
 "use strict";
 
-const words = (name) => name.replaceAll("_", " ");
+// What is measured under ``fit`` judges training images as held-out ones are; ``train`` is the mean over the batches trained on.
+const words = (name) => name.replace(/^fit_(.*)$/, "$1 on training images").replace(/^train_(.*)$/, "$1 of training batches").replaceAll("_", " ");
 
 function element(tag, attributes = {}, ...children) {
   const made = Object.assign(document.createElement(tag), attributes);

@@ -102,11 +102,12 @@ def rule(entry: Entry, raw: Mapping[str, Any]) -> str:
     return yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None).strip()
 
 
-def command(study: str, scale: str, seeds: int = 0) -> str:
+def command(study: str, scale: str, seeds: int = 0, precision: str = "float32") -> str:
     """Return the command that runs a study; a study that only the ledger names so far has none yet.
 
     Args:
         seeds: how many there are to run again, if they are more than the study has by itself.
+        precision: that of the records.
     """
     path = STUDIES / f"{study}.yaml"
     if study not in COMMANDS and not path.exists():
@@ -114,12 +115,23 @@ def command(study: str, scale: str, seeds: int = 0) -> str:
     run = COMMANDS.get(study, f"python -m bn_replication.train -m experiment={study}")
     if scale == "" or study in ("exact", "architecture"):
         return run
-    if run.startswith("make "):
-        return run if scale == "laptop" else f"{run} SCALE={scale}"
     own = read_yaml(SCALE / f"{scale}.yaml")["seeds"].split(",")
+    more = "seed: ${scale.seeds}" in path.read_text() and seeds > len(own)
+    if run.startswith("make "):
+        return " ".join([run, *[f"SCALE={scale}"] * (scale != "laptop"), *[f"SEEDS={seeds}"] * more])
     words = [] if scale == "laptop" else [f"scale={scale}", "machine.device=cuda"]
-    words += [f"'seed=range({seeds})'"] if "seed: ${scale.seeds}" in path.read_text() and seeds > len(own) else []
+    words += [f"precision={precision}"] if precision != "float32" else []
+    words += [f"'seed=range({seeds})'"] if more else []
     return " ".join([run, *words])
+
+
+def precision(study: str, scale: str, found: Sequence[Source]) -> str:
+    """Return in what precision the runs of a study are, float32 where that is not one for all."""
+    every = [source.runs for source in found if "precision" in source.runs]
+    own = {
+        name for runs in every for name in runs.loc[(runs["study"] == study) & (runs["scale"] == scale), "precision"]
+    }
+    return str(own.pop()) if len(own) == 1 and own != {None} else "float32"
 
 
 def asks(study: str) -> str:
@@ -212,10 +224,13 @@ def record_link(source: Source, scale: str, study: str, beside: Path) -> tuple[s
 def provenance(source: Source) -> dict[str, Any]:
     """Return where a source's numbers come from: versions, machines, revisions, and the time they took."""
     seen: dict[str, set[str]] = {}
+    elsewhere = 0
     for directory in source.runs["path"]:
         record = read_run_json(directory) or {}
         for key, value in record.get("environment", {}).items():
-            if value is not None:  # what runs need not tell: an exact claim has no revision of its own
+            if key == "resumed":
+                elsewhere += 1
+            elif value is not None:  # what runs need not tell: an exact claim has no revision of its own
                 seen.setdefault(key, set()).add(str(value)[:12] if key == "git" else str(value))
     runs = source.runs.assign(seconds=source.runs["seconds"].astype(float))
     if "choice.evaluation" in runs:
@@ -227,7 +242,10 @@ def provenance(source: Source) -> dict[str, Any]:
         diverged=("status", lambda s: int((s == "diverged").sum())),
     )
     return {
-        "environment": {key: ", ".join(sorted(values)) for key, values in sorted(seen.items())},
+        "environment": {
+            **{key: ", ".join(sorted(values)) for key, values in sorted(seen.items())},
+            **({"resumed": f"{elsewhere} of the runs in another environment than they began in"} if elsewhere else {}),
+        },
         "total": _duration(runs["seconds"].sum()),
         "dates": " to ".join(sorted({started.min(), started.max()})),
         "studies": [
@@ -269,6 +287,7 @@ def page(roots: Sequence[Path] = ROOTS, ledger_path: Path = LEDGER, beside: Path
                 "rule": rule(row["entry"], raw),
                 "effect": effect_svg(row["entry"], row, paper, found),
                 "measured": measured(row["entry"])[0].partition(", points")[0],
+                "precision": precision(study, row["scale"], found),
                 "open": [(name, each["what"]) for name, each in register.items() if row["entry"].id in each["moves"]],
             }
             for row in rows

@@ -36,10 +36,16 @@ def over_seeds(frame: Frame, column: str) -> Frame:
     return grouped.agg(low="min", median="median", high="max", seeds="count").reset_index()
 
 
+def tuning(runs: Frame) -> bool:
+    """Whether a study's runs are there to choose a value by, on validation images."""
+    return "summary.validation_accuracy" in runs and bool((runs.get("data.split", pd.Series("")) == "tune").all())
+
+
 def ends(runs: Frame, curves: Frame, targets: Mapping[Any, float] | None = None) -> Frame:
     """Return ``runs`` with what the claims read off a curve: ``best`` and ``final`` held-out accuracy, ``steps_to``.
 
-    ``steps_to`` is to the accuracy that ``targets`` has for the seed, NaN if never reached. An ``initial rate`` is
+    ``steps_to`` is to the accuracy that ``targets`` has for the seed, NaN if never reached. Where a study chooses on
+    validation images, ``final`` is what it chooses by: the last evaluation, on all of them. An ``initial rate`` is
     added where the runs have a rate.
     """
     column = accuracy(curves)
@@ -55,6 +61,8 @@ def ends(runs: Frame, curves: Frame, targets: Mapping[Any, float] | None = None)
         found.append((metrics.best(at, value), metrics.final(at, value, budget), steps))
     frame = runs.copy()
     frame[["best", "final", "steps_to"]] = np.array(found, float).reshape(-1, 3)
+    if tuning(runs):
+        frame["final"] = frame["summary.validation_accuracy"].where(frame["final"].notna())
     if "optimizer.rate" in frame:
         frame["initial rate"] = frame["optimizer.rate"] * frame.get("optimizer.multiple", 1.0)
     return frame
@@ -80,10 +88,17 @@ def questions(runs: Frame, ledger: Mapping[str, Entry]) -> list[Entry]:
 
 
 def roles(runs: Frame, entries: Sequence[Entry]) -> dict[str, str]:
-    """Return which runs are the ``control`` and which the ``treatment`` of a claim, by run."""
+    """Return which runs are the ``control`` and which the ``treatment`` of a claim, by run.
+
+    Where two claims disagree on a run, those of the one that is about the fewest runs.
+    """
     rows = runs.to_dict("records")
-    sides = [(role, arm) for entry in entries for role, arm in sides_of(entry).items()]
-    return {run["run"]: role for role, arm in sides for run in select(rows, arm)}
+    of_each = [
+        {run["run"]: role for role, arm in sides_of(entry).items() for run in select(rows, arm)} for entry in entries
+    ]
+    together = {run: role for one in of_each for run, role in one.items()}
+    disagree = any(together[run] != role for one in of_each for run, role in one.items())
+    return min(filter(None, of_each), key=len) if disagree else together
 
 
 def sides_of(entry: Entry) -> dict[str, Any]:
@@ -252,15 +267,8 @@ def usable_rates(runs: Frame, curves: Frame) -> Frame:
 
 def _finals(runs: Frame, curves: Frame, chance: float) -> Frame:
     """Return ``runs`` with their ``net``, ``initial rate`` and ``final`` accuracy, which is chance if diverged."""
-    column = accuracy(curves)
-    own = {run: frame.sort_values("step") for run, frame in curves.groupby("run")}
-    frame = ends(runs[runs["run"].isin(list(own))], curves)
-    finals = [
-        chance
-        if row.status == "diverged"
-        else metrics.final(own[row.run]["step"], own[row.run][column], row.steps_done)
-        for row in frame.itertuples()
-    ]
+    frame = ends(runs[runs["run"].isin(curves["run"])], curves)
+    finals = frame["final"].mask(frame["status"] == "diverged", chance)
     return frame.assign(net=[look.label for look in lines_of(frame, "initial rate")], final=finals)
 
 

@@ -14,8 +14,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bn_replication.figures.files import Drawing
-from bn_replication.figures.frames import accuracy, axes_of, ends, layer_bands, roles, setting, sides_of, swept, targets
-from bn_replication.figures.outcomes import dots, effect, key_to, response, slope
+from bn_replication.figures.frames import (
+    accuracy,
+    axes_of,
+    ends,
+    layer_bands,
+    roles,
+    setting,
+    sides_of,
+    swept,
+    targets,
+    tuning,
+)
+from bn_replication.figures.outcomes import better_half, closer, dots, effect, key_to, response, slope
 from bn_replication.figures.paths import depth_map, in_percent, layer_band, learning_curves, where_diverged
 from bn_replication.figures.style import (
     AXES,
@@ -69,17 +80,27 @@ def draw_response(runs: Frame, curves: Frame, entries: Sequence[Entry] = ()) -> 
     asked = {entry.metric.name for entry in entries if entry.metric.name in OUTCOMES}
     outcomes = [name for name in OUTCOMES if name in asked or (asked and name == "best")] or ["final"]
     marks, frame = roles(runs, entries) if asked else {}, ends(runs, curves, targets(runs, curves, entries))
-    figure, parts = Figure(figsize=(5.2 if len(outcomes) == 1 else 6.8, 3.2)), []
-    for ax, outcome in zip(figure.subplots(1, len(outcomes), squeeze=False)[0], outcomes, strict=True):
+    choosing = tuning(runs)
+    close = better_half(frame, key, outcomes[0]) if choosing else None  # beside settings that do not learn at all
+    panels = [*outcomes, *outcomes[:1]] if close else outcomes
+    figure, parts = Figure(figsize=(5.2 if len(panels) == 1 else 6.8, 3.2)), []
+    for ax, outcome in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         part = response(ax, frame, key, outcome, marks, accuracy(curves))
         parts.append(part.assign(outcome=outcome).rename(columns={outcome: "value"}))
+    if close:
+        parts.pop()
+        closer(figure.axes[-1], *close)
     never = "steps_to" in outcomes and bool((frame["steps_to"].isna() & (frame["status"] != "diverged")).any())
     key_to(figure, in_order(lines_of(frame, key)), runs, marks, never)
+    died = bool((runs["status"] == "diverged").any())
     what = "Best accuracy" if outcomes == ["best"] else "Accuracy at the end" if outcomes == ["final"] else "Accuracy"
     return Drawing(
         "response",
         f"{what}{' and speed' * ('steps_to' in outcomes)} over {AXES.get(key, words(key)).partition(',')[0]}",
-        f"A point is a run, a line joins medians over seeds; crosses on the floor are runs that diverged. {BARS}"
+        f"A point is a run, a line joins medians over seeds{'; crosses on the floor are runs that diverged' * died}."
+        + (f" {BARS}" if runs.groupby("arm")["seed"].nunique().max() > 2 else "")
+        + " Accuracy is that of the last evaluation, by which the rate is chosen." * choosing
+        + " Right: the best, closer." * bool(close)
         + (" Rings: the settings that a claim compares, seed by seed." if marks else ""),
         figure,
         pd.concat(parts, ignore_index=True),
@@ -172,6 +193,11 @@ def _place(key: str, value: Any) -> list[Any]:
 BEYOND = 10  # times what the middle arm reaches: an arm beyond has no say in the axis, or the others were flat lines
 
 
+def _near(furthest: Frame) -> list[str]:
+    """Return the arms that do not go :data:`BEYOND` times as far as the middle one; ``furthest`` has no gaps."""
+    return furthest.index[furthest <= BEYOND * furthest.sort_values().iloc[len(furthest) // 2]].tolist()
+
+
 @styled
 def draw_layers(runs: Frame, activations: Frame, layers: Sequence[str] = ()) -> Drawing | None:
     """Small multiples in depth order: what some layers' nonlinearities receive, one column an arm."""
@@ -202,7 +228,7 @@ def draw_layers(runs: Frame, activations: Frame, layers: Sequence[str] = ()) -> 
         furthest = ends.abs().max(axis=1).groupby("arm").max().dropna()
         if furthest.empty:
             continue
-        near = furthest.index[furthest <= BEYOND * furthest.sort_values().iloc[len(furthest) // 2]]
+        near = _near(furthest)
         low, high = ends.loc[ends.index.isin(near, level="arm")].agg({"p15": "min", "p85": "max"})
         pad = 0.05 * (high - low) or 0.05
         grid[row, 0].set_ylim(low - pad, high + pad)
@@ -229,9 +255,11 @@ def draw_depth(runs: Frame, activations: Frame) -> Drawing | None:
     bands, style = layer_bands(activations), looks(runs)
     arms = _some([arm for arm in style if arm in set(bands["arm"])])
     bands = bands[bands["arm"].isin(arms)]
+    furthest = bands["p50"].abs().groupby(bands["arm"]).quantile(0.98).dropna().clip(lower=0.05)
+    near = bands[bands["arm"].isin(_near(furthest))] if len(furthest) else bands
     # Neither scale is stretched until the noise of a BN layer, whose deviation is 1 by construction, looks like change.
-    reach = max(float(bands["p50"].abs().quantile(0.98)), 0.05)
-    spread = bands.loc[bands["std"] > 0, "std"]
+    reach = max(float(near["p50"].abs().quantile(0.98)), 0.05)
+    spread = near.loc[near["std"] > 0, "std"]
     low, high = (float(q) for q in spread.quantile([0.02, 0.98])) if len(spread) else (0.1, 1.0)
     if high < 1.5 * low:
         middle = (low * high) ** 0.5
@@ -262,7 +290,8 @@ def draw_depth(runs: Frame, activations: Frame) -> Drawing | None:
         "Every layer over training",
         "Each row of a map is a layer, the input at the top; colour is the median (top) or the standard "
         "deviation (bottom) of what its nonlinearity receives, the median over seeds. The ends of a scale "
-        "hold what lies beyond them, 2% of the values."
+        "hold what lies beyond them, 2% of the values"
+        + (f", and arms that go {BEYOND} times as far as most." if len(near) < len(bands) else ".")
         + (" Of the arms eight, evenly chosen." if len(arms) < activations["arm"].nunique() else ""),
         figure,
         bands.groupby(["arm", "depth", "layer", "step"], as_index=False)[["p50", "std"]].median(),

@@ -5,6 +5,7 @@ Every seed is a point and only a bar with caps is an interval. Functions take ax
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -148,7 +149,10 @@ def response(
     elif wide:
         ax.set_xscale("log")
         # The settings that were tried are the ticks, as many as have room.
-        tried = values[:: -(-len(values) // 8)]
+        whole: Any = ax.get_figure(root=True)
+        room = ax.get_position().width * whole.get_figwidth()
+        text = 0.08 * sum(len(f"{value:g}") + 1 for value in values)  # inches
+        tried = values[:: max(-(-len(values) // 8), math.ceil(text / room))]
         ax.set_xticks(tried, [f"{value:g}" for value in tried])
         ax.xaxis.set_minor_locator(NullLocator())
     elif len(values) <= 5:
@@ -232,6 +236,22 @@ def mark_never(ax: Axes, frame: Frame, rows: Mapping[str, Look]) -> None:
                 markerfacecolor="white",
                 clip_on=False,
             )
+
+
+def better_half(frame: Frame, key: str, outcome: str) -> tuple[float, float] | None:
+    """Return between what the better half of each line's settings lie, if that is little of the whole range."""
+    lines = [base.label for base in lines_of(frame, key)]
+    middle = frame[outcome].groupby([lines, frame[key]]).median().dropna()
+    kept = middle[middle >= middle.groupby(level=0).transform("median")]
+    return (kept.min(), kept.max()) if middle.max() - middle.min() > 20 * max(kept.max() - kept.min(), 0.01) else None
+
+
+def closer(ax: Axes, low: float, high: float) -> None:
+    """Narrow axes of :func:`response` to those of its settings that come to ``low`` to ``high``."""
+    room = max(high - low, 0.01)
+    ax.set_ylim(low - 0.15 * room, high + 0.25 * room)
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+    ax.set(ylabel="", title="closer")
 
 
 def singular_values(ax: Axes, rows: Frame, style: Mapping[str, Look]) -> Frame:
