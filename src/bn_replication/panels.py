@@ -251,11 +251,19 @@ def endings(runs: Frame, curves: dict[str, Any]) -> list[dict[str, str]]:
         own = [one for one in curves["series"] if one["arm"] == index]
         row = {"arm": look["label"], "seeds": str(len(own))}
         for column in curves["columns"]:
+            name = _named(column)
             last = [next((v for v in reversed(one[column]) if v is not None), None) for one in own]
             ends = sorted(value for value in last if value is not None)
-            row[column] = f"{pd.Series(ends).median():.4g} ({ends[0]:.4g} to {ends[-1]:.4g})" if ends else "—"
+            row[name] = f"{pd.Series(ends).median():.4g} ({ends[0]:.4g} to {ends[-1]:.4g})" if ends else "—"
         rows.append(row)
     return rows
+
+
+def _named(column: str) -> str:
+    """Return a curve's name as the page's charts have it: two kinds of number are of training images."""
+    kind, _, what = column.partition("_")
+    of = {"fit": f"{what} on training images", "train": f"{what} of training batches"}
+    return of.get(kind, column).replace("_", " ")
 
 
 def rate_tables(runs: Frame, fig2: Frame, paper: Mapping[str, Any]) -> list[dict[str, Any]]:
