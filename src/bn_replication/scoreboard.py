@@ -21,7 +21,7 @@ LEGEND = (
     "In brackets: the interval that decides, at the confidence that Holm's procedure allots the claim among "
     "all those judged at its scale (given in `verdicts.csv`), so that all verdicts of a scale hold together "
     "with 95% confidence, if the seeds were fixed beforehand; where seeds were added because the first left a claim "
-    "open, which LOG.md tells, an error is up to some two and a half times as likely as that level says. *n*: pairs of "
+    "open, which LOG.md tells, an error is up to some three times as likely as that level says. *n*: pairs of "
     "seeds, or runs. *Censored* runs never reached the target "
     "(of a range: it goes on beyond the grid), so that an effect is known to be *at least* or *at most* so large; "
     "*diverged* ones ceased to be finite; both are counted. *Needs*: how "
