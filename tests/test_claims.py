@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from bn_replication import records, stats
+from bn_replication import claims, records, stats
 from bn_replication.claims import Verdict, judge
 from bn_replication.errors import UserError
 from bn_replication.ledger import (
@@ -283,7 +283,7 @@ def test_a_seed_without_its_partner_is_left_out_and_said(tmp_path: Path) -> None
     write(tmp_path, "study", "norm=none", 7, climb(0.5, 800))
     verdict = verdict_of(tmp_path, entry())
     assert verdict.n == 3
-    assert "seed(s) 7 left out" in verdict.note
+    assert "seed 7 left out" in verdict.note
 
 
 def test_one_seed_decides_nothing(tmp_path: Path) -> None:
@@ -483,7 +483,7 @@ def test_rate_range_measures_a_whole_grid(tmp_path: Path) -> None:
     # A seed whose grid has a hole is not compared.
     rates(tmp_path, "none", 4, {0.001: 0.1, 0.01: 0.5})
     rates(tmp_path, "batch", 4, {0.001: 0.1, 0.01: 0.5})
-    assert "seed(s) 4 left out" in verdict_of(tmp_path, rule).note
+    assert "seed 4 left out" in verdict_of(tmp_path, rule).note
 
 
 def test_a_range_that_runs_off_the_grid_counts_as_at_least(tmp_path: Path) -> None:
@@ -600,3 +600,11 @@ def test_the_scoreboard_shows_every_claim_and_later_publications_apart(tmp_path:
     assert rows["slower"].count(" | ") == rows["faster"].count(" | ") == rows["later"].count(" | ") == 6
     assert "(rule amended)" in rows["amended"]
     assert verdicts_csv(verdicts).splitlines()[1].startswith("faster,laptop,reproduced,0.")
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [([4], "4"), ([4, 5], "4, 5"), ([11, 12, 13], "11 to 13"), ([0, 2, 3, 4, 9, 10], "0, 2 to 4, 9, 10")],
+)
+def test_many_seeds_are_told_as_ranges(seeds: list[int], said: str) -> None:
+    assert claims._ranges(seeds) == said

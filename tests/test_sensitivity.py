@@ -138,7 +138,7 @@ def test_a_missing_run_is_said(tmp_path: Path) -> None:
     write(tmp_path, "sensitivity_mnist", "alternative=rate_lower,norm=batch", 4, climb(0.7, 800))
     row = rows_of(tmp_path)["rate_lower"]
     assert (row.n, row.chosen_n) == (4, 5)
-    assert "seed(s) 4 left out: a run is missing in an arm" in row.note
+    assert "seed 4 left out: a run is missing in an arm" in row.note
 
 
 def test_a_net_without_bn_stands_in_under_every_eps_and_under_nothing_else(tmp_path: Path) -> None:

@@ -247,6 +247,17 @@ def _spell(arm: Mapping[str, Sequence[Scalar]]) -> str:
     return ", ".join(f"{key}={'|'.join(map(str, values))}" for key, values in arm.items())
 
 
+def _ranges(seeds: Sequence[int]) -> str:
+    """Return whole numbers in order as text, three or more in a row as a range."""
+    runs: list[list[int]] = []
+    for seed in seeds:
+        if runs and seed == runs[-1][-1] + 1:
+            runs[-1].append(seed)
+        else:
+            runs.append([seed])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+
+
 def _paired(entry: Entry, chosen: Mapping[str, Sequence[Run]], scale: str, steps: int) -> Evidence:
     """Pair the arms by seed, measure every run and take the effect of each pair."""
     arms: dict[str, dict[int, list[Run]]] = {role: {} for role in chosen}
@@ -258,7 +269,7 @@ def _paired(entry: Entry, chosen: Mapping[str, Sequence[Run]], scale: str, steps
     seeds = sorted(whole)
     notes = []
     if left := sorted(anywhere - whole):
-        notes.append(f"seed(s) {', '.join(map(str, left))} left out: a run is missing in an arm")
+        notes.append(f"seed{'s' * (len(left) > 1)} {_ranges(left)} left out: a run is missing in an arm")
 
     measured = {
         role: [_measure(entry, role, {r: groups[seed] for r, groups in arms.items()}, scale) for seed in seeds]
