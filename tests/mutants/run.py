@@ -94,6 +94,8 @@ MUTANTS = [
            "tests/faults/test_kill.py -k between"),
     Mutant("any class taken", "build.py", "if module not in ALLOWED[group]:", "if not module:",
            "tests/faults/test_resume.py -k outside_the_list"),
+    Mutant("Glorot's fan-out of joined convolutions", "models/inception.py", "fan_in + width * reached",
+           "fan_in + len(module.weight) * reached", "tests/test_inception.py -k glorot"),
     # --- the judge
     Mutant("seeds unpaired", "claims.py", "for seed in seeds]\n        for role in arms",
            "for seed in (seeds if role == 'control' else seeds[::-1])]\n        for role in arms",
