@@ -72,16 +72,11 @@ def measure(model: nn.Module, inputs: Tensor) -> dict[str, dict[str, Any]]:
     norms are those of ``inputs``, held fixed, so that an example's output depends on that example alone. Links that
     are too large, or whose values are not finite, are left out.
     """
-    still = frozen(model, population_statistics(model, [inputs]))
-    between = links(still)
-    starts = {start: still.get_submodule(start) for start, _ in between}
-    with torch.no_grad():
-        seen = layer_inputs(still, starts, inputs) if _finite(still) else {}
     rows = {}
-    for (start, end), link in between.items():
-        if start not in seen or not seen[start].isfinite().all():
+    for end, link, z in _received(model, inputs) if _finite(model) else ():
+        if not z.isfinite().all():
             continue
-        examples = [seen[start][i : i + 1] for i in range(min(EXAMPLES, len(inputs)))]
+        examples = [z[i : i + 1] for i in range(min(EXAMPLES, len(inputs)))]
         if not _small(link, examples[0]):
             continue
         matrices = [jacobian(link, x) for x in examples]
@@ -104,6 +99,15 @@ def log_spread(rows: Sequence[dict[str, Any]]) -> float:
 
 
 @torch.no_grad()
+def _received(model: nn.Module, inputs: Tensor) -> list[tuple[str, nn.Sequential, Tensor]]:
+    """Return the end of each link of ``model``, the link, its statistics held fixed, and what it receives."""
+    still = frozen(model, population_statistics(model, [inputs]))
+    between = links(still)
+    seen = layer_inputs(still, {start: still.get_submodule(start) for start, _ in between}, inputs)
+    return [(end, link, seen[start]) for (start, end), link in between.items() if start in seen]
+
+
+@torch.no_grad()
 def _small(link: nn.Module, x: Tensor) -> bool:
     outputs = link(x)
     return outputs[0, 0].numel() <= POSITIONS and outputs.numel() <= LARGEST
@@ -111,12 +115,9 @@ def _small(link: nn.Module, x: Tensor) -> bool:
 
 def refuse_too_large(model: nn.Module, inputs: Tensor) -> None:
     """Raise :class:`UserError` if :func:`measure` would leave out every link of ``model`` for its size."""
-    still = frozen(model, population_statistics(model, [inputs]))
-    between = links(still)
-    with torch.no_grad():
-        seen = layer_inputs(still, {start: still.get_submodule(start) for start, _ in between}, inputs)
-    if not any(_small(link, seen[start][:1]) for (start, _), link in between.items()):
-        found = "layers that end in larger maps only" if between else "none"
+    received = _received(model, inputs)
+    if not any(_small(link, z[:1]) for _, link, z in received):
+        found = "layers that end in larger maps only" if received else "none"
         expected = f"two nonlinearities in a row, in maps of at most {POSITIONS} positions and {LARGEST} values"
         raise UserError(f"found {found}, expected {expected} for measure.jacobian; mend model or data")
 

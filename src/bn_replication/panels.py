@@ -187,7 +187,8 @@ def curves_data(runs: Frame) -> dict[str, Any] | None:
         own = own.iloc[sorted({*range(0, len(own), every), len(own) - 1})]
         values = {c: [_digits(value) for value in own[c].tolist()] for c in columns}
         series.append({"arm": arms.index(str(arm)), "seed": int(str(seed)), "step": own["step"].tolist(), **values})
-    return {"kind": "curves", "columns": columns, "arms": _arms(style), "series": series}
+    names = {column: _named(column) for column in columns}
+    return {"kind": "curves", "columns": columns, "names": names, "arms": _arms(style), "series": series}
 
 
 def layers_data(runs: Frame) -> dict[str, Any] | None:
@@ -251,16 +252,19 @@ def endings(runs: Frame, curves: dict[str, Any]) -> list[dict[str, str]]:
         own = [one for one in curves["series"] if one["arm"] == index]
         row = {"arm": look["label"], "seeds": str(len(own))}
         for column in curves["columns"]:
-            name = _named(column)
             last = [next((v for v in reversed(one[column]) if v is not None), None) for one in own]
             ends = sorted(value for value in last if value is not None)
-            row[name] = f"{pd.Series(ends).median():.4g} ({ends[0]:.4g} to {ends[-1]:.4g})" if ends else "—"
+            row[curves["names"][column]] = (
+                f"{pd.Series(ends).median():.4g} ({ends[0]:.4g} to {ends[-1]:.4g})" if ends else "—"
+            )
         rows.append(row)
     return rows
 
 
 def _named(column: str) -> str:
-    """Return a curve's name as the page's charts have it: two kinds of number are of training images."""
+    """Return what a curve is called. What is measured under ``fit`` judges training images as held-out ones are judged;
+    ``train`` is the mean over the batches that were trained on.
+    """
     kind, _, what = column.partition("_")
     of = {"fit": f"{what} on training images", "train": f"{what} of training batches"}
     return of.get(kind, column).replace("_", " ")
@@ -292,7 +296,7 @@ def rate_tables(runs: Frame, fig2: Frame, paper: Mapping[str, Any]) -> list[dict
             "title": "The usable range of rates",
             "caption": f"Decades of rate around a net’s best over which it keeps {figures.usable_rule(runs)[1]:.0%} of "
             "what it can learn, as the claim rate-range counts them; “≥” where the range runs off the grid."
-            + " Accuracy is that of the last evaluation, by which the rate is chosen."
+            + f" {figures.CHOSEN}"
             * figures.tuning(runs),
             "rows": table,
         }
@@ -308,9 +312,9 @@ def rate_tables(runs: Frame, fig2: Frame, paper: Mapping[str, Any]) -> list[dict
         }
         for row in figures.speed_at_best_rates(runs, curves).to_dict("records")
     ]
-    alone = len(speeds)
     inception = not any(str(model).startswith("mlp") for model in runs.get("choice.model", ()))
-    if inception and len(fig2) and {"inception", "bn_baseline"} <= set(fig2["choice.variant"]):
+    beside = inception and len(fig2) > 0 and {"inception", "bn_baseline"} <= set(fig2["choice.variant"])
+    if beside:
         table = figures.fig3_table(fig2, load_curves(fig2), paper.get("fig3", {}))
         best = table.set_index("model")["accuracy, ours"]
         third = {row["model"]: row for row in fig3_rows(table)}
@@ -332,7 +336,7 @@ def rate_tables(runs: Frame, fig2: Frame, paper: Mapping[str, Any]) -> list[dict
             f"Steps of {'plain Inception' if inception else 'the plain net'} to its best, over those of the BN net to "
             f"the same accuracy. A seed’s best rates are chosen on {which}, by final accuracy."
         )
-        if len(speeds) > alone:
+        if beside:
             caption += (
                 " The rows of Figure 2 have the paper’s multiples of one base rate, its longer budget and, from BN-x5 "
                 "on, the paper’s other changes as well."

@@ -1,9 +1,6 @@
 // Interactive charts: the data lies beside each figure, Vega-Lite within the page; controls are plain HTML, for keyboards and readers.
 "use strict";
 
-// What is measured under ``fit`` judges training images as held-out ones are; ``train`` is the mean over the batches trained on.
-const words = (name) => name.replace(/^fit_(.*)$/, "$1 on training images").replace(/^train_(.*)$/, "$1 of training batches").replaceAll("_", " ");
-
 function element(tag, attributes = {}, ...children) {
   const made = Object.assign(document.createElement(tag), attributes);
   made.append(...children);
@@ -47,7 +44,7 @@ function curves(data, state) {
   const { arms, ...spec } = base(state, data);
   const color = { field: "arm", type: "nominal", scale: { domain: arms.domain, range: arms.range }, legend: null };
   const strokeDash = { field: "arm", type: "nominal", scale: { domain: arms.domain, range: arms.dashes }, legend: null };
-  const y = { field: "value", type: "quantitative", title: words(state.column),
+  const y = { field: "value", type: "quantitative", title: data.names[state.column],
     scale: state.logY ? { type: "log" } : { zero: false, nice: true } };
   const x = { ...steps(state.logX) };
   if (state.late) x.scale = { ...x.scale, zero: false };
@@ -60,7 +57,7 @@ function curves(data, state) {
     mark: { type: "point", filled: true, size: 55 },
     encoding: { x, y, color, opacity: { condition: { param: "near", empty: false, value: 1 }, value: 0 },
       tooltip: [{ field: "arm", title: "arm" }, { field: "seed", title: "seed" }, { field: "step", title: "step", format: "," },
-        { field: "value", title: words(state.column), format: ".4~g" }] },
+        { field: "value", title: data.names[state.column], format: ".4~g" }] },
   };
   return { ...spec, height: 300, data: { values }, layer: state.every ? [seeds, points] : shownArms(state) > 8 ? [middle, points] : [band, middle, points] };
 }
@@ -177,7 +174,7 @@ async function startCurves(figure) {
   const draw = () => embed(view, curves(data, state));
   const set = (key) => (value) => { state[key] = value; draw(); };
   controls.append(...armBoxes(data, state, draw), element("div", { className: "settings" },
-    choice("Show", data.columns.map((c) => [c, words(c)]), set("column")), checkbox("every seed", false, set("every")), checkbox("second half only", false, set("late")),
+    choice("Show", data.columns.map((c) => [c, data.names[c]]), set("column")), checkbox("every seed", false, set("every")), checkbox("second half only", false, set("late")),
     checkbox("log y", false, set("logY")), checkbox("log steps", false, set("logX"))));
   return draw();
 }

@@ -128,10 +128,9 @@ def command(study: str, scale: str, seeds: int = 0, precision: str = "float32") 
 def precision(study: str, scale: str, found: Sequence[Source]) -> str:
     """Return in what precision the runs of a study are, float32 where that is not one for all."""
     every = [source.runs for source in found if "precision" in source.runs]
-    own = {
-        name for runs in every for name in runs.loc[(runs["study"] == study) & (runs["scale"] == scale), "precision"]
-    }
-    return str(own.pop()) if len(own) == 1 and own != {None} else "float32"
+    of_study = [runs.loc[(runs["study"] == study) & (runs["scale"] == scale), "precision"].dropna() for runs in every]
+    own = set(itertools.chain.from_iterable(of_study))
+    return str(own.pop()) if len(own) == 1 else "float32"
 
 
 def asks(study: str) -> str:

@@ -30,6 +30,7 @@ from bn_replication.figures.studies import draw_study
 from bn_replication.figures.style import (
     BLUE,
     CHANGES,
+    CHOSEN,
     GREEN,
     INPUTS,
     NORMS,
@@ -48,6 +49,7 @@ from bn_replication.figures.style import (
 __all__ = [
     "BLUE",
     "CHANGES",
+    "CHOSEN",
     "GREEN",
     "INPUTS",
     "NORMS",

@@ -32,6 +32,7 @@ from bn_replication.figures.style import (
     AXES,
     BAND,
     BARS,
+    CHOSEN,
     NORMS,
     OUTCOMES,
     RINGS,
@@ -82,14 +83,15 @@ def draw_response(runs: Frame, curves: Frame, entries: Sequence[Entry] = ()) -> 
     marks, frame = roles(runs, entries) if asked else {}, ends(runs, curves, targets(runs, curves, entries))
     choosing = tuning(runs)
     close = better_half(frame, key, outcomes[0]) if choosing else None  # beside settings that do not learn at all
-    panels = [*outcomes, *outcomes[:1]] if close else outcomes
-    figure, parts = Figure(figsize=(5.2 if len(panels) == 1 else 6.8, 3.2)), []
-    for ax, outcome in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    panels = len(outcomes) + bool(close)
+    figure, parts = Figure(figsize=(5.2 if panels == 1 else 6.8, 3.2)), []
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    for ax, outcome in zip(axes, outcomes, strict=False):
         part = response(ax, frame, key, outcome, marks, accuracy(curves))
         parts.append(part.assign(outcome=outcome).rename(columns={outcome: "value"}))
     if close:
-        parts.pop()
-        closer(figure.axes[-1], *close)
+        response(axes[-1], frame, key, outcomes[0], marks, accuracy(curves))
+        closer(axes[-1], *close)
     never = "steps_to" in outcomes and bool((frame["steps_to"].isna() & (frame["status"] != "diverged")).any())
     key_to(figure, in_order(lines_of(frame, key)), runs, marks, never)
     died = bool((runs["status"] == "diverged").any())
@@ -99,7 +101,7 @@ def draw_response(runs: Frame, curves: Frame, entries: Sequence[Entry] = ()) -> 
         f"{what}{' and speed' * ('steps_to' in outcomes)} over {AXES.get(key, words(key)).partition(',')[0]}",
         f"A point is a run, a line joins medians over seeds{'; crosses on the floor are runs that diverged' * died}."
         + (f" {BARS}" if runs.groupby("arm")["seed"].nunique().max() > 2 else "")
-        + " Accuracy is that of the last evaluation, by which the rate is chosen." * choosing
+        + f" {CHOSEN}" * choosing
         + " Right: the best, closer." * bool(close)
         + (" Rings: the settings that a claim compares, seed by seed." if marks else ""),
         figure,
@@ -221,15 +223,16 @@ def draw_layers(runs: Frame, activations: Frame, layers: Sequence[str] = ()) -> 
         if column == 0:
             ax.set_ylabel(layer.replace(".", "\n", 1), fontsize=7)
         ax.label_outer()
+    drawn = bands[bands["layer"].isin(layers) & bands["arm"].isin(arms)]
+    drawn = drawn.groupby(["arm", "layer", "step"], sort=False, as_index=False)[["p15", "p50", "p85"]].median()
     beyond = ""
     for row, layer in enumerate(layers):
-        own = bands[(bands["layer"] == layer) & bands["arm"].isin(arms)]
-        ends = own.groupby(["arm", "step"])[["p15", "p50", "p85"]].median()
-        furthest = ends.abs().max(axis=1).groupby("arm").max().dropna()
+        own = drawn[drawn["layer"] == layer]
+        furthest = own[["p15", "p50", "p85"]].abs().max(axis=1).groupby(own["arm"]).max().dropna()
         if furthest.empty:
             continue
         near = _near(furthest)
-        low, high = ends.loc[ends.index.isin(near, level="arm")].agg({"p15": "min", "p85": "max"})
+        low, high = own[own["arm"].isin(near)].agg({"p15": "min", "p85": "max"})
         pad = 0.05 * (high - low) or 0.05
         grid[row, 0].set_ylim(low - pad, high + pad)
         if len(near) < len(furthest):
@@ -241,9 +244,7 @@ def draw_layers(runs: Frame, activations: Frame, layers: Sequence[str] = ()) -> 
         "From the input (top) to the output (bottom), evenly chosen in depth. Line: median; band: 15th to "
         "85th percentile; of both the median over seeds. A row shares its axis." + beyond,
         figure,
-        bands[bands["layer"].isin(layers) & bands["arm"].isin(arms)]
-        .groupby(["arm", "layer", "step"], sort=False, as_index=False)[["p15", "p50", "p85"]]
-        .median(),
+        drawn,
     )
 
 

@@ -150,9 +150,9 @@ def response(
         ax.set_xscale("log")
         # The settings that were tried are the ticks, as many as have room.
         whole: Any = ax.get_figure(root=True)
-        room = ax.get_position().width * whole.get_figwidth()
-        text = 0.08 * sum(len(f"{value:g}") + 1 for value in values)  # inches
-        tried = values[:: max(-(-len(values) // 8), math.ceil(text / room))]
+        inches = ax.get_position().width * whole.get_figwidth()
+        text = 0.08 * sum(len(f"{value:g}") + 1 for value in values)  # of all of them, in inches
+        tried = values[:: max(-(-len(values) // 8), math.ceil(text / inches))]
         ax.set_xticks(tried, [f"{value:g}" for value in tried])
         ax.xaxis.set_minor_locator(NullLocator())
     elif len(values) <= 5:

@@ -143,6 +143,7 @@ PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 DASHES = ("-", "--", ":", "-.")
 BAND = "Strong: median over seeds; thin: each seed; band: lowest to highest seed."
 BARS = "Caps: 95% interval of the mean over seeds (Student's t); few seeds give wide ones, which may run off the axes."
+CHOSEN = "Accuracy is that of the last evaluation, by which the rate is chosen."
 WITHIN = "#dcefe7"  # the shade of what a rule allows
 RINGS: Any = {  # of a claim's two sides
     "control": {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": "#888888", "markeredgewidth": 1.2},
