@@ -24,7 +24,8 @@ PAPERS = [
     "bn_x30",
     "bn_x5_sigmoid",
 ]  # the negative controls are in no figure of it
-COLUMNS = [f"{what}, {side}" for what in ("rate", "steps", "times fewer", "accuracy") for side in ("paper", "ours")]
+SIDES = [f"{what}, {side}" for what in ("rate", "steps", "times fewer", "accuracy") for side in ("paper", "ours")]
+COLUMNS = ["seeds", *SIDES]
 
 
 def draw(root: Path, scale: str) -> tuple[bytes, str]:

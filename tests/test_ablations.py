@@ -241,6 +241,18 @@ def test_along_the_gradient_of_a_quadratic() -> None:
     assert torch.equal(place, torch.tensor([3.0, 1.0]))
 
 
+@pytest.mark.parametrize("multiples", [(1, 2), (2, 1)])
+def test_a_loss_that_explodes_on_the_way_is_not_smooth(multiples: tuple[float, ...]) -> None:
+    """The loss is no number beyond 1.5 steps, and wherever that is met."""
+    place = torch.tensor([3.0], requires_grad=True)
+
+    def loss() -> torch.Tensor:
+        return 0.5 * place.square().sum() + (place.detach() < 2.6).float().sum().mul(math.inf).mul(0)
+
+    found = landscape.along_gradient([place], loss, rate=0.1, multiples=multiples)
+    assert math.isnan(found["loss_range"])
+
+
 def test_looking_along_the_gradient_leaves_no_trace(composed: Compose) -> None:
     cfg, _ = composed("setting=inception", "variant=bn_baseline", "model.auxiliary=true")
     images, labels = Inputs(cfg, load("cifar10_sample")).held_out(0, 16)

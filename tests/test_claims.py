@@ -57,6 +57,8 @@ CLAIMS = [
     "dropout",
     "l2",
     "lrn",
+    "lrn-felt",
+    "lrn-plain",
     "decay-speed",
     "shuffling",
     "photometric",
@@ -303,11 +305,11 @@ def test_a_run_that_never_reaches_the_target_is_censored_kept_and_counted(tmp_pa
 
 
 def test_a_treatment_that_never_gets_there_is_slower(tmp_path: Path) -> None:
-    for seed in range(5):
+    for seed in range(6):
         write(tmp_path, "study", "norm=none", seed, climb(0.5, 300 + 10 * seed))
         write(tmp_path, "study", "norm=batch", seed, climb(0.4, 300))
     verdict = verdict_of(tmp_path, entry())
-    assert (verdict.verdict, verdict.censored) == ("contradicted", 5)
+    assert (verdict.verdict, verdict.censored) == ("contradicted", 6)
 
 
 def test_a_diverged_run_is_a_result(tmp_path: Path) -> None:
@@ -488,12 +490,12 @@ def test_rate_range_measures_a_whole_grid(tmp_path: Path) -> None:
 
 def test_a_range_that_runs_off_the_grid_counts_as_at_least(tmp_path: Path) -> None:
     rule = load_ledger()["rate-range"]
-    for seed in range(4):
+    for seed in range(6):
         rates(tmp_path, "none", seed, {0.01: 0.1, 0.1: 0.5, 1.0: 0.3 + seed / 100})
         rates(tmp_path, "batch", seed, {0.01: 0.1, 0.1: 0.5, 1.0: 0.5})
     verdict = verdict_of(tmp_path, rule)  # BN's range is at least so wide: wider still would change nothing
-    assert (verdict.verdict, verdict.censored, verdict.high) == ("reproduced", 4, float("inf"))
-    for seed in range(4):
+    assert (verdict.verdict, verdict.censored, verdict.high) == ("reproduced", 6, float("inf"))
+    for seed in range(6):
         rates(tmp_path / "b", "none", seed, {0.01: 0.5, 0.1: 0.5, 1.0: 0.3 + seed / 100})
         rates(tmp_path / "b", "batch", seed, {0.01: 0.5, 0.1: 0.5, 1.0: 0.5})
     assert verdict_of(tmp_path / "b", rule).verdict == "inconclusive"  # the plain net's too: nothing is known
@@ -510,6 +512,19 @@ def test_gap_is_compared_at_the_lowest_loss_both_reach(tmp_path: Path) -> None:
     assert verdict.control == "0.5 0.52 0.54"
     assert verdict.treatment == "0.3 0.3 0.3"
     assert verdict.verdict == "reproduced"
+
+
+def test_a_net_that_ended_before_its_first_evaluation_has_no_gap(tmp_path: Path) -> None:
+    """Else both would be read untrained, where the plain one diverged."""
+    rule = entry(metric="gap_at_equal_loss", effect="difference", bounds={"below": 0})
+    for seed in range(3):
+        begins = {"step": 0, "fit_loss": 2.3, "test_loss": 2.3 + seed / 50}
+        learns = {"step": 10, "fit_loss": 0.5, "test_loss": 0.8 + seed / 50}
+        write(tmp_path, "study", "norm=none", seed, rows=[begins], status="diverged")
+        write(tmp_path, "study", "norm=batch", seed, rows=[begins | {"test_loss": 2.2}, learns])
+    verdict = verdict_of(tmp_path, rule)
+    assert verdict.verdict == "inconclusive"
+    assert math.isnan(verdict.estimate)
 
 
 def test_a_ratio_of_which_nothing_is_known_is_no_number(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tests.conftest import Compose
 
-from bn_replication import figures, metrics, records, stats
+from bn_replication import figures, metrics, panels, records, stats
 from bn_replication.figures.__main__ import main
 from bn_replication.figures.frames import roles
 from bn_replication.ledger import load_ledger
@@ -277,6 +277,50 @@ def test_a_range_of_rates_and_the_speed_up_at_each_nets_own_best(tmp_path: Path)
     assert speeds.loc["at its own best rate", "gain in best accuracy"] == pytest.approx(0.3)
     assert speeds.loc["at the rate nearest to 30x that", "each seed"] == "never, never, never"
     assert np.isnan(speeds.loc["at the rate nearest to 30x that", "times fewer"])
+
+
+def test_a_speed_up_that_half_of_the_seeds_never_have_is_none(tmp_path: Path) -> None:
+    known_rates(tmp_path)
+    for seed in (1, 2):  # at 0.05 BN reaches 0.5 in one seed of three, then in two of four
+        config = {"optimizer": {"rate": 0.05, "multiple": 1.0}}
+        write_run(tmp_path, "rate_range", "norm=batch,optimizer.rate=0.05", seed, [0.1, 0.2, 0.3, 0.4, 0.4], config)
+    nearest = "at the rate nearest to 5x that"
+    runs, curves = load(tmp_path, "rate_range")
+    two = runs[runs["seed"] < 2]
+    for own in (runs, two):
+        speeds = figures.speed_at_best_rates(own, curves[curves["run"].isin(own["run"])]).set_index("BN")
+        assert speeds.loc[nearest, "each seed"].startswith("4x, never")
+        assert np.isnan(speeds.loc[nearest, "times fewer"])
+
+
+def test_a_median_between_ranges_that_end_is_no_bound() -> None:
+    ranges = pd.DataFrame({"decades": [1.4, 1.1, 0.8, 1.2, 1.5], "at least": [True, False, False, False, False]})
+    assert not panels._open(ranges)
+    assert panels._open(ranges.assign(**{"at least": [False, True, False, False, False]}))
+
+
+def test_figure_3_compares_the_same_seeds(tmp_path: Path) -> None:
+    """Inception has seeds 0 to 2, the others 0 alone."""
+    for seed, end in enumerate([0.5, 0.9, 0.9]):
+        write_run(tmp_path, "fig2_inception", "variant=inception", seed, [0.1, end - 0.1, end])
+    write_run(tmp_path, "fig2_inception", "variant=bn_baseline", 0, [0.1, 0.6, 0.7])
+    table = figures.fig3_table(*load(tmp_path, "fig2_inception"), {}).set_index("model")
+    assert table.loc["Inception", "accuracy, ours"] == 0.9
+    assert table.loc["BN-Baseline", "gain, ours"] == pytest.approx(0.2)
+    assert table.loc["BN-Baseline", "times fewer, ours"] == pytest.approx(2.5)
+    assert list(table["seeds"].loc[["Inception", "BN-Baseline"]]) == [3, 1]
+    assert panels.seeds_of(records.load_runs(tmp_path)) == "1 to 3 seeds an arm"
+
+
+def test_the_line_over_a_setting_passes_through_the_median_of_all_seeds(tmp_path: Path) -> None:
+    for rate in (0.01, 0.1):
+        for seed, end in enumerate([0.2, 0.3, 0.5]):
+            status, config = "diverged" if seed == 2 else "completed", {"optimizer": {"rate": rate, "multiple": 1.0}}
+            write_run(tmp_path, "rates", f"norm=batch,optimizer.rate={rate:g}", seed, [0.1, end], config, status)
+    runs, curves = load(tmp_path, "rates")
+    ax = Figure().add_subplot()
+    figures.response(ax, figures.ends(runs, curves), "initial rate")
+    assert np.asarray(ax.lines[0].get_ydata(), float) == pytest.approx([0.2, 0.2])  # of 0.2, 0.3 and worse than either
 
 
 def test_an_arm_named_by_its_norm_is_drawn_as_that_norm_whatever_variant_it_stands_on(tmp_path: Path) -> None:
@@ -583,7 +627,7 @@ def test_the_papers_own_figures(
         runpy.run_path(str(path), run_name="__main__")
     assert b"</svg>" in out.read_bytes()
     if script == "fig2_inception":
-        assert "| BN-x5 | 0.0075 | 0.1 | 2.1M | 100 | 14.8x | 4x | 73.0% | 70.0% |" in capsys.readouterr().out
+        assert "| BN-x5 | 2 | 0.0075 | 0.1 | 2.1M | 100 | 14.8x | 4x | 73.0% | 70.0% |" in capsys.readouterr().out
 
 
 # --- the ablations: what is drawn is what the records say, and every study has its figure ----------------------------
@@ -870,6 +914,7 @@ DRAWN = {
     "ablation_l2": "response",
     "ablation_lr_decay": "response",
     "ablation_lrn": "slopes",
+    "ablation_lrn_felt": "slopes",
     "ablation_photometric": "response",
     "ablation_placement": "slopes",
     "ablation_regularizer": "losses",

@@ -220,6 +220,10 @@ def test_response_norm_is_pytorchs():
     x = 30 * images(2)  # large enough for the sum of squares to matter
     torch.testing.assert_close(ResponseNorm()(x), nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)(x))
     assert (ResponseNorm()(x) - x).abs().max() > 0.1
+    # At a deviation of 1 it is next to nothing; where alpha is carried over to that size, it is what it was at 64.
+    one = images(2)
+    assert (ResponseNorm()(one) - one).norm() < 2e-3 * one.norm()
+    torch.testing.assert_close(ResponseNorm(64**2 * 1e-4)(one), ResponseNorm()(64 * one) / 64)
 
 
 def test_layout_moves_nothing():
@@ -344,6 +348,8 @@ def test_bias_is_dropped_where_the_norm_shifts():
         {"placement": "after"},
         {"initialisation": "glorot"},
         {"init_scale": 2.0},
+        {"init_scale": 0.0},
+        {"lrn": True, "lrn_alpha": 0.4096},
         {"width": 0.375},
         {"generator": None},
     ],
@@ -440,6 +446,7 @@ def test_other_sizes_run(size):
         ({"image_size": 8}, "found image_size: 8"),
         ({"width": 0.0}, "found model.width: 0.0"),
         ({"dropout": 40.0}, "found model.dropout: 40.0"),
+        ({"lrn_alpha": -1.0}, "found model.lrn_alpha: -1.0"),
     ],
 )
 def test_mistakes_are_named(options, words):

@@ -227,6 +227,8 @@ def test_lrn_stands_in_googlenets_two_places_and_nowhere_under_bn_x5() -> None:
 
     assert places(PLAIN) == places(BN) == ["stem.lrn1", "stem.lrn2"]
     assert places("setting=inception variant=bn_x5") == []
+    felt = network(config(f"{PLAIN} alternative=lrn_pixels"))
+    assert [layer.alpha for layer in felt.modules() if isinstance(layer, ResponseNorm)] == [0.4096, 0.4096]
     assert places(f"{PLAIN} model.lrn_places=pool1") == ["stem.lrn1"]
     assert places(f"{PLAIN} model.lrn_places=conv2") == ["stem.lrn2"]
     assert places("setting=inception variant=bn_x5 model.lrn_places=pool1") == []

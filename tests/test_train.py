@@ -104,6 +104,11 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(mistake: str,
             "model.placement=before with norm=weight",
         ),
         (["norm=zca", "measure.average=0.9"], "a norm other than zca with measure.average"),
+        (["norm=zca", "measure.landscape=true"], "a norm other than zca with measure.landscape"),
+        (
+            ["norm=batch", "norm@last_norm=zca", "measure.statistics={batches: 2, test_batch_sizes: [4]}"],
+            "batch norms alone with measure.statistics, found zca",
+        ),
         (["measure.conditioning=true"], "data.input of unit, centered, decorrelated or whitened"),  # MNIST's is binary
         (["measure.conditioning=true", "data=imagenet", "data.input=unit"], "images of one size, held in memory"),
         (

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bn_replication import verify
 from bn_replication.claims import Verdict
 from bn_replication.ledger import digests_for_study, load_ledger
 from bn_replication.scoreboard import END, START, ours
@@ -248,3 +249,8 @@ def test_a_difference_of_accuracies_is_told_in_points() -> None:
     entry = load_ledger()["population-vs-moving"]
     verdict = Verdict(entry.id, "laptop", "inconclusive", estimate=0.004, low=-0.05, high=0.058, n=3)
     assert ours(entry, verdict) == "+0.4 points [−5, +5.8]"
+
+
+def test_what_is_published_follows_from_its_records_and_its_rules(capsys: pytest.CaptureFixture[str]) -> None:
+    """As ``make verify`` says: the README's scoreboard, both tables, every record and every rule."""
+    assert verify.main([]) == 0, capsys.readouterr().out

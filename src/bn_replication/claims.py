@@ -388,8 +388,9 @@ def _measure(entry: Entry, role: str, arms: Mapping[str, Sequence[Run]], scale: 
             return _known(_drift(runs[0]))
         case GapAtLoss():
             losses = {r: (_curve(arms[r][0], metric.train)[1], _curve(arms[r][0], "test_loss")[1]) for r in arms}
-            lowest = [float(np.nanmin(train, initial=math.inf)) for train, _ in losses.values()]
-            return _known(metrics.gap_at(*losses[role], max(lowest)))
+            lowest = [_lowest(*_curve(arms[r][0], metric.train)) for r in arms]
+            # A net that ended before its first evaluation has none, and is not read untrained.
+            return _known(metrics.gap_at(*losses[role], max(lowest))) if max(lowest) < math.inf else UNKNOWN
         case Grid():
             finals = {_setting(metric, run): _final(entry, metric, run, scale) for run in runs}
             grid = sorted(finals)
@@ -400,6 +401,11 @@ def _measure(entry: Entry, role: str, arms: Mapping[str, Sequence[Run]], scale: 
                 return _known(metrics.grid_spread(accuracies))
             width = metrics.usable_width(grid, accuracies, _here(entry, metric.chance, scale), metric.keep)
             return Measured(width.decades, math.inf if width.censored else width.decades)
+
+
+def _lowest(steps: np.ndarray, losses: np.ndarray) -> float:
+    """Return the lowest loss of a curve after its first update, infinite if there is none."""
+    return float(np.min(metrics.trained(steps, losses)[1], initial=math.inf))
 
 
 def _known(value: float) -> Measured:

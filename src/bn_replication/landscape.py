@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,9 +61,10 @@ def along_gradient(
         with torch.no_grad():
             for parameter, origin in zip(parameters, start, strict=True):
                 parameter.copy_(origin)
-    change, length = max(changes), _length(gradient)
+    # Numpy's: Python's own pass over what is not a number, and a loss that exploded would look smooth.
+    change, length = float(np.max(changes)), _length(gradient)
     return {
-        "loss_range": max(losses) - min(losses),
+        "loss_range": float(np.ptp(losses)),
         "gradient_change": change,
         "gradient_change_relative": change / length if length > 0 else 0.0,
     }

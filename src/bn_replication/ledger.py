@@ -27,8 +27,15 @@ SCALES = ("smoke", "laptop", "gpu", "paper")
 JUDGED = ("laptop", "gpu", "paper")  # at the smoke scale a few steps see a few hundred images: no evidence
 ALPHA = 0.05  # the chance of any wrong verdict among the empirical claims of one scale
 # Part of every digest: raise it when a metric, an interval or the verdict's rule comes to mean something
-# else.
-JUDGE = 1
+# else, and say why below, as an amendment of all rules: version -> day, reason.
+JUDGE = 2
+JUDGE_AMENDED = {
+    2: (
+        "2026-11-30",
+        "where runs are censored, Student's interval took the scatter of where their budgets ended for that of the "
+        "effects, and was too narrow; it reaches at least as far as the sign test's there",
+    )
+}
 
 Scalar = bool | float | str
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -290,8 +297,8 @@ def _explain(fault: Any) -> str:
     return f"{key or 'the entry'}: found {found}, expected {message}"
 
 
-def entry_digest(entry: Entry) -> str:
-    """Return the SHA-256 of all that decides a claim: its rule, the judge's version and alpha.
+def entry_digest(entry: Entry, version: int = JUDGE) -> str:
+    """Return the SHA-256 of all that decides a claim: its rule, the judge's ``version`` and alpha.
 
     Prose (where, says, paper, why) and amendments are left out, and defaults are written out, so that only
     a change of the rule changes the digest.
@@ -301,7 +308,7 @@ def entry_digest(entry: Entry) -> str:
         exclude_none=True,
         include={"id", "kind", "study", "metric", "control", "treatment", "effect", "bounds"},
     )
-    text = json.dumps(rule | {"judge": JUDGE, "alpha": ALPHA}, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(rule | {"judge": version, "alpha": ALPHA}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

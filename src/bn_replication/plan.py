@@ -80,7 +80,7 @@ class Machine(NamedTuple):
     reason: str
 
 
-# Assumptions, each to within a factor of two or three: no run of this suite has been timed on any of them.
+# Assumptions, each to within a factor of two or three: no run of this suite at 224 px has been timed on any of them.
 MACHINES = (
     Machine("H100 or H200", 30e12, 60e-6, "a third of 8,000 images/s at 224 px, hoped for in bfloat16 at batch 512"),
     Machine("A100", 15e12, 60e-6, "half of that, as its memory is half as fast, and memory is what binds"),

@@ -298,14 +298,19 @@ def _numbers(record: dict[str, Any]) -> dict[str, float]:
 def draw(root: Path, studies: Iterable[tuple[str, str]]) -> list[Path]:
     """Write the figures (SVG, CSV) of (scale, study) pairs from the records in ``root``; return their folders.
 
-    A study of alternatives has none: one figure of some twenty arms shows nothing, and its answers are a table.
+    A figure that an earlier state of the records gave and this one does not is removed. A study of alternatives has
+    none: one figure of some twenty arms shows nothing, and its answers are a table.
     """
     folders = []
     for scale, study in studies:
         runs = load_runs(root, study, scale)
         folder = root / scale / study / "figures"
-        for drawing in [] if sensitivity.of_study(study) else figures.draw_study(runs):
+        drawings = [] if sensitivity.of_study(study) else figures.draw_study(runs)
+        for drawing in drawings:
             figures.save(drawing, folder, kinds=("svg",))
+        for path in folder.glob("*.*"):
+            if path.name.partition(".")[0] not in {drawing.name for drawing in drawings}:
+                path.unlink()
         folders.append(folder)
     return folders
 

@@ -102,12 +102,13 @@ def rule(entry: Entry, raw: Mapping[str, Any]) -> str:
     return yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None).strip()
 
 
-def command(study: str, scale: str, seeds: int = 0, precision: str = "float32") -> str:
+def command(study: str, scale: str, seeds: int = 0, precision: str = "float32", entry: Entry | None = None) -> str:
     """Return the command that runs a study; a study that only the ledger names so far has none yet.
 
     Args:
         seeds: how many there are to run again, if they are more than the study has by itself.
         precision: that of the records.
+        entry: the claim whose seeds they are: then no other arms are run as often.
     """
     path = STUDIES / f"{study}.yaml"
     if study not in COMMANDS and not path.exists():
@@ -115,14 +116,27 @@ def command(study: str, scale: str, seeds: int = 0, precision: str = "float32") 
     run = COMMANDS.get(study, f"python -m bn_replication.train -m experiment={study}")
     if scale == "" or study in ("exact", "architecture"):
         return run
-    own = read_yaml(SCALE / f"{scale}.yaml")["seeds"].split(",")
-    more = "seed: ${scale.seeds}" in path.read_text() and seeds > len(own)
+    own = str(read_yaml(path)["hydra"]["sweeper"]["params"]["seed"])
+    own = read_yaml(SCALE / f"{scale}.yaml")["seeds"] if own == "${scale.seeds}" else own
+    more = own.split(",")[0] == "0" and seeds > len(own.split(","))
     if run.startswith("make "):
         return " ".join([run, *[f"SCALE={scale}"] * (scale != "laptop"), *[f"SEEDS={seeds}"] * more])
     words = [] if scale == "laptop" else [f"scale={scale}", "machine.device=cuda"]
     words += [f"precision={precision}"] if precision != "float32" else []
-    words += [f"'seed=range({seeds})'"] if more else []
+    words += [*(_compared(entry) if entry else []), f"'seed=range({seeds})'"] if more else []
     return " ".join([run, *words])
+
+
+def _compared(entry: Entry) -> list[str]:
+    """Return the overrides that leave of a study's sweep the settings that a claim compares."""
+    selections = [one for one in (entry.control, entry.treatment, getattr(entry.metric, "target", None)) if one]
+    words = []
+    for key, values in read_yaml(STUDIES / f"{entry.study}.yaml")["hydra"]["sweeper"]["params"].items():
+        swept = str(values).split(",")
+        asked = {str(value) for selection in selections for value in selection.get(key, swept)}
+        if asked < set(swept):
+            words.append(f"{key}={','.join(value for value in swept if value in asked)}")
+    return words
 
 
 def precision(study: str, scale: str, found: Sequence[Source]) -> str:

@@ -75,6 +75,7 @@ class Scale(Section):
     base_rate: Positive
     evaluations: Count
     examples: Annotated[Whole, Field(ge=0)]
+    ensemble_examples: Annotated[Whole, Field(ge=0)]
     checkpoint_every: Count
 
 
@@ -255,8 +256,12 @@ class Config(Section):
         if on_probes and not self.probe.enabled:
             raise ValueError(f"probe.enabled=true with measure.{' or measure.'.join(on_probes)}, found it false")
         batch_norms = ("batch", "batch_no_affine", "tracking", "reference", "detached", "per_activation", "sync")
-        if self.measure.statistics is not None and self.norm.name not in batch_norms:
-            raise ValueError(f"a batch norm with measure.statistics, found norm={self.norm.name}")
+        if self.measure.statistics is not None and (other := sorted(norms - set(batch_norms))):
+            raise ValueError(f"batch norms alone with measure.statistics, found {', '.join(other)}")
+        by_batch = [key for key in ("jacobian", "landscape") if getattr(self.measure, key)]
+        if by_batch and "zca" in norms:
+            why = "which is measured with a batch's own statistics and zca's running ones"
+            raise ValueError(f"a norm other than zca with measure.{' or measure.'.join(by_batch)}, {why}")
         if self.measure.average is not None and "zca" in norms:
             raise ValueError("a norm other than zca with measure.average, whose weights need statistics of their own")
         if self.measure.conditioning and self.data.input in ("binary", "standardize"):
@@ -309,7 +314,12 @@ class Config(Section):
         for section, key in ((tree, "last_norm"), (tree, "alternative"), (tree["evaluate"], "keep")):
             if section[key] is None:
                 del section[key]
-        for key, default in {"depth": None, "initialisation": "gaussian", "lrn_places": "both"}.items():
+        for key, default in {
+            "depth": None,
+            "initialisation": "gaussian",
+            "lrn_places": "both",
+            "lrn_alpha": 1e-4,
+        }.items():
             if key in tree["model"] and tree["model"][key] == default:
                 del tree["model"][key]
         # What is not measured is no part of a run, so that a new measure leaves every earlier run as it is.

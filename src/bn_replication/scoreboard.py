@@ -12,22 +12,23 @@ from typing import Any, get_args, get_type_hints
 
 from bn_replication.claims import Verdict
 from bn_replication.errors import UserError
-from bn_replication.ledger import PAPER, Entry, Summary, load_ledger, read_yaml
+from bn_replication.ledger import JUDGE_AMENDED, PAPER, Entry, Summary, load_ledger, read_yaml
 from bn_replication.records import atomic_write
 
 START, END = "<!-- scoreboard -->", "<!-- /scoreboard -->"
 
 LEGEND = (
-    "In brackets: the interval that decides, at the confidence that Holm's procedure allots the claim among "
-    "all those judged at its scale (given in `verdicts.csv`), so that all verdicts of a scale hold together "
-    "with 95% confidence, if the seeds were fixed beforehand; where seeds were added because the first left a claim "
-    "open, which LOG.md tells, an error is up to some three times as likely as that level says. *n*: pairs of "
-    "seeds, or runs. *Censored* runs never reached the target "
-    "(of a range: it goes on beyond the grid), so that an effect is known to be *at least* or *at most* so large; "
-    "*diverged* ones ceased to be finite; both are counted. *Needs*: how "
-    "many seeds would decide with a probability of 80%, if the mean and scatter of these few are the truth. A ratio's "
-    "interval is told in the direction of its estimate: of *fewer steps*, 0.5x is twice as many and 0 is never; of "
-    "*more steps*, 0.5x is half as many and ∞ is never."
+    "In brackets: the interval that decides, at the confidence that Holm's procedure allots the claim among all "
+    "those judged at its scale (given in `verdicts.csv`), so that all verdicts of a scale hold together with 95% "
+    "confidence, if effects scatter about normally, claims err independently of one another and the seeds were "
+    "fixed beforehand; where seeds were added because the first left a claim open, which LOG.md tells, an error is "
+    "up to some three times as likely as that level says. *n*: pairs of seeds, or runs. *Censored* runs never "
+    "reached the target (of a range: it goes on beyond the grid), so that an effect is known to be *at least* or "
+    "*at most* so large, and the interval is no narrower than the sign test's, which of few runs excludes nothing; "
+    "*diverged* ones ceased to be finite; both are counted. *Needs*: how many seeds would decide with a probability"
+    " of 80%, if the mean and scatter of these few are the truth. A ratio's interval is told in the direction of "
+    "its estimate: of *fewer steps*, 0.5x is twice as many and 0 is never; of *more steps*, 0.5x is half as many "
+    "and ∞ is never." + "".join(f" All rules were amended on {day}: {why}." for day, why in JUDGE_AMENDED.values())
 )
 
 # What a ratio below and above 1 is called, by metric.

@@ -77,10 +77,15 @@ def mean_interval(lows: Sequence[float], highs: Sequence[float], alpha: float) -
     """Return an interval for the mean of effects known only to lie in [low, high] each, as censored ones do.
 
     Its lower end is that of the interval for the mean of the ``lows``, which is no more than the mean
-    effect; its upper end is that for the ``highs``. So a censored run is kept, counts against a decision it
-    could overturn, and never for one. With lows equal to highs this is Student's interval.
+    effect; its upper end is that for the ``highs``. With lows equal to highs this is Student's interval. Else
+    the scatter of the lows is in part that of where a budget ended, which says nothing of the effects, so
+    that the interval reaches at least as far as :func:`median_interval` does, which uses no scatter: a
+    censored run counts by the side it lies on, and for no more than that.
     """
-    return Interval(t_interval(lows, alpha).low, t_interval(highs, alpha).high)
+    low, high = t_interval(lows, alpha).low, t_interval(highs, alpha).high
+    if tuple(lows) != tuple(highs):
+        low, high = min(low, median_interval(lows, alpha).low), max(high, median_interval(highs, alpha).high)
+    return Interval(low, high)
 
 
 def share_interval(successes: int, n: int, alpha: float) -> Interval:

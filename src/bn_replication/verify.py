@@ -25,7 +25,16 @@ import pandas as pd
 from bn_replication import records
 from bn_replication.claims import judge
 from bn_replication.errors import UserError
-from bn_replication.ledger import AMBIGUITIES, EXPERIMENTS, LEDGER, Entry, entry_digest, load_ledger, read_yaml
+from bn_replication.ledger import (
+    AMBIGUITIES,
+    EXPERIMENTS,
+    JUDGE_AMENDED,
+    LEDGER,
+    Entry,
+    entry_digest,
+    load_ledger,
+    read_yaml,
+)
 from bn_replication.scoreboard import END, START, scoreboard_markdown, verdicts_csv, with_scoreboard
 from bn_replication.sensitivity import sensitivity_csv, table
 
@@ -104,6 +113,7 @@ def changed_rules(published: Path, ledger: Mapping[str, Entry]) -> list[str]:
             if entry.study != record["study"]:
                 continue
             amended = {amendment.replaces for amendment in entry.amendments}
+            amended |= {entry_digest(entry, version - 1) for version in JUDGE_AMENDED}
             stored = started.get(name, "none")
             if stored != entry_digest(entry) and stored not in amended:
                 what = "written" if stored == "none" else "changed"

@@ -205,20 +205,22 @@ def steps_to_plain_best(runs: Frame, curves: Frame) -> Frame:
 
 
 def fig3_table(runs: Frame, curves: Frame, paper: Mapping[str, Any]) -> Frame:
-    """Return Figure 3 with the paper's numbers beside ours: medians over seeds, ratios of steps in both.
+    """Return Figure 3 with the paper's numbers beside ours: medians over a net's seeds, ratios of steps in both.
 
     ``paper`` is the ``fig3`` part of experiments/paper.yaml. Accuracies are fractions, ``times fewer`` is
-    Inception's steps to its best over the variant's, a median that is censored (half of the seeds or more
-    never got there) is NaN.
+    Inception's steps to its best, with the same seeds, over the variant's, ``gain`` a seed's best accuracy less its
+    Inception's. A median that is censored (half of the seeds or more never got there) is NaN.
     """
     reached = steps_to_plain_best(runs, curves)
     variant = runs.set_index("run")["choice.variant"]
+    plain = reached[reached["run"].map(variant) == "inception"].set_index("seed")["steps"]
     initial = ends(runs, curves).set_index("run").get("initial rate", pd.Series(dtype=float))
     rows = []
     for name, look in VARIANTS.items():
         given = {key: leaf["value"] for key, leaf in paper.get(name, {}).items()}
         own = reached[reached["run"].map(variant) == name]
         steps = own["steps"].fillna(np.inf).median() if len(own) else np.nan
+        base = plain.reindex(own["seed"]).median() if len(own) else np.nan
         rows.append(
             {
                 "model": look.label,
@@ -230,11 +232,12 @@ def fig3_table(runs: Frame, curves: Frame, paper: Mapping[str, Any]) -> Frame:
                 "reached, ours": int(own["steps"].notna().sum()),
                 "accuracy, paper": given.get("accuracy"),
                 "accuracy, ours": own["best"].median() if len(own) else np.nan,
+                "gain, ours": (own["best"] - own["target"]).median() if len(own) else np.nan,
+                "times fewer, ours": base / steps if np.isfinite(steps) else np.nan,
             }
         )
     table = pd.DataFrame(rows).set_index("model").astype(float)
-    for side in ("paper", "ours"):
-        table[f"times fewer, {side}"] = table[f"steps, {side}"].iloc[0] / table[f"steps, {side}"]
+    table["times fewer, paper"] = table["steps, paper"].iloc[0] / table["steps, paper"]
     return table.reset_index()
 
 
@@ -312,10 +315,11 @@ def speed_at_best_rates(runs: Frame, curves: Frame) -> Frame:
     rows = []
     for label, each in found.items():
         times = [row["times"] for row in each]
-        middle = float(np.median([0.0 if np.isnan(t) else t for t in times]))
+        ranked = sorted(0.0 if np.isnan(t) else t for t in times)
+        middle = float(np.median(ranked)) if ranked[(len(ranked) - 1) // 2] else np.nan  # half of them never did
         spoken = ["never" if np.isnan(t) else f"{t:.2g}x" for t in times]
         row = {"BN": label, **{key: float(np.median([r[key] for r in each])) for key in ("plain rate", "BN rate")}}
-        rows.append(row | {"times fewer": middle or np.nan, "each seed": ", ".join(spoken)})
+        rows.append(row | {"times fewer": middle, "each seed": ", ".join(spoken)})
         rows[-1]["gain in best accuracy"] = float(np.median([r["gain"] for r in each]))
     return pd.DataFrame(rows)
 

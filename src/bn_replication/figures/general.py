@@ -291,7 +291,7 @@ def draw_depth(runs: Frame, activations: Frame) -> Drawing | None:
         "Every layer over training",
         "Each row of a map is a layer, the input at the top; colour is the median (top) or the standard "
         "deviation (bottom) of what its nonlinearity receives, the median over seeds. The ends of a scale "
-        "hold what lies beyond them, 2% of the values"
+        "hold what lies beyond them, at most 2% of the values each"
         + (f", and arms that go {BEYOND} times as far as most." if len(near) < len(bands) else ".")
         + (" Of the arms eight, evenly chosen." if len(arms) < activations["arm"].nunique() else ""),
         figure,

@@ -99,12 +99,12 @@ def response(
     room = max(highest - lowest, 1 if outcome == "steps_to" else 0.02)
     floor, ceiling = lowest - 0.12 * room, highest + 0.12 * room
     reach = [lowest - 0.06 * room, highest + 0.06 * room]  # of the axis: what is shifted aside does not widen it
-    lines = in_order(bases)
+    lines, worst = in_order(bases), np.inf if outcome == "steps_to" else -np.inf
     for i, look in enumerate(lines):
         own = frame.loc[frame["line"] == look.label].sort_values("place")
         lost = own["diverged"] | own["drawn"].isna()
         alike = own.assign(lost=lost).groupby("place")
-        middle = alike["drawn"].median().where(alike["lost"].mean() < 0.5)
+        middle = own["drawn"].fillna(worst).groupby(own["place"]).median().where(alike["lost"].mean() < 0.5)
         ax.plot(middle.index, middle, color=look.colour, linestyle=look.dash, linewidth=1.5, label=look.label)
         # Side by side: seeds and bars of two norms at one setting would hide each other.
         shift, figure = 4 * (i - (len(lines) - 1) / 2), ax.get_figure(root=True)
@@ -139,8 +139,8 @@ def response(
         for place, role in dict.fromkeys(zip(frame["place"], frame["run"].map(marks), strict=True)):
             if role in RINGS:
                 chosen = frame[(frame["place"] == place) & (frame["run"].map(marks) == role)]
-                middle = chosen["drawn"].fillna(np.inf).median()
-                ax.plot(place, min(middle, ceiling), "o", **RINGS[role], clip_on=False)
+                middle = chosen["drawn"].fillna(worst).median()
+                ax.plot(place, min(max(middle, floor), ceiling), "o", **RINGS[role], clip_on=False)
     ax.update_datalim([(place, floor) for place in frame["place"]])  # what was shifted aside was not counted in
     ax.autoscale_view()
     ax.set_ylim(min(reach), max(reach))

@@ -155,8 +155,8 @@ class Inception(nn.Module):
         width: multiplies all channels; the results are multiples of 8.
         reading: Fig. 5 contradicts itself, see ``table``.
         separable: the 7x7 as depthwise (multiplier 8) and pointwise convolution, as the paper says.
-        lrn, lrn_places: local response normalization, in GoogLeNet's two places: after pool1 and the second
-            convolution; or in one of them.
+        lrn, lrn_places, lrn_alpha: local response normalization, in GoogLeNet's two places: after pool1 and the
+            second convolution; or in one of them; see :class:`ResponseNorm` for its alpha.
         dropout: rate before the classifier, 0.4 in GoogLeNet.
         auxiliary: a second classifier after 4d; in training the result is then (logits, auxiliary logits).
         bias: of all convolutions but the depthwise; None drops those whose role a norm's shift takes.
@@ -182,6 +182,7 @@ class Inception(nn.Module):
         separable: bool = True,
         lrn: bool = False,
         lrn_places: Places = "both",
+        lrn_alpha: float = 1e-4,
         dropout: float = 0.0,
         auxiliary: bool = False,
         bias: bool | None = None,
@@ -198,6 +199,8 @@ class Inception(nn.Module):
             raise UserError(f"found model.width: {width}, expected more than 0; mend it in configs/scale")
         if not 0 <= dropout < 1:
             raise UserError(f"found model.dropout: {dropout}, expected 0 or more, below 1; mend it in configs")
+        if not lrn_alpha >= 0:
+            raise UserError(f"found model.lrn_alpha: {lrn_alpha}, expected 0 or more; mend it in configs/model")
         small = image_size < 64
         if image_size < 16 or (not small and image_size % 32):
             raise UserError(
@@ -219,7 +222,7 @@ class Inception(nn.Module):
             return nn.MaxPool2d(3, stride, padding=1) if small else nn.MaxPool2d(3, stride, ceil_mode=True)
 
         def response_norm(place: Places) -> nn.Module:
-            return ResponseNorm() if lrn and lrn_places in ("both", place) else nn.Identity()
+            return ResponseNorm(lrn_alpha) if lrn and lrn_places in ("both", place) else nn.Identity()
 
         first, second, third = (scaled(channels, width) for channels in STEM_CHANNELS)
         spread = DEPTH_MULTIPLIER * in_channels
@@ -271,7 +274,7 @@ class Inception(nn.Module):
                 nn.init.normal_(module.weight, std=stds[0], generator=generator)
                 with torch.no_grad():
                     for part, std in zip(module.weight.split(widths), stds, strict=True):
-                        part.mul_(std / stds[0])  # 1 but for Glorot's
+                        part.mul_(std / stds[0] if std else 0.0)  # 1 but for Glorot's
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 

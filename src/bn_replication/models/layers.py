@@ -128,14 +128,17 @@ class PooledConv2d(Conv2d):
 
 
 class ResponseNorm(nn.LocalResponseNorm):
-    """Local response normalization over 5 channels with GoogLeNet's constants; (N, C, H, W).
+    """Local response normalization over 5 channels with GoogLeNet's beta and k; (N, C, H, W).
+
+    GoogLeNet's ``alpha``, 1e-4, belongs to its images, whose pixels run from 0 to 255. Where what is normalized has a
+    size of about 1, as after BN and as in any net whose inputs do, it changes less than a thousandth of it.
 
     PyTorch sums the squares of neighbouring channels by a 3D pool, which takes a fifth of a small net's step;
     here a product with a band matrix does, along the axis that is contiguous in channels-last.
     """
 
-    def __init__(self) -> None:
-        super().__init__(size=5, alpha=1e-4, beta=0.75, k=1.0)
+    def __init__(self, alpha: float = 1e-4) -> None:
+        super().__init__(size=5, alpha=alpha, beta=0.75, k=1.0)
 
     def forward(self, input: Tensor) -> Tensor:  # (N, C, H, W)
         x = input.permute(0, 2, 3, 1)
