@@ -131,7 +131,7 @@ class ResponseNorm(nn.LocalResponseNorm):
     """Local response normalization over 5 channels with GoogLeNet's beta and k; (N, C, H, W).
 
     GoogLeNet's ``alpha``, 1e-4, belongs to its images, whose pixels run from 0 to 255. Where what is normalized has a
-    size of about 1, as after BN and as in any net whose inputs do, it changes less than a thousandth of it.
+    size of about 1, as after BN and as in any net whose inputs do, it changes a thousandth of it at most.
 
     PyTorch sums the squares of neighbouring channels by a 3D pool, which takes a fifth of a small net's step;
     here a product with a band matrix does, along the axis that is contiguous in channels-last.
