@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from bn_replication import claims, records, stats
+from bn_replication import claims, metrics, records, stats
 from bn_replication.claims import Verdict, judge
 from bn_replication.errors import UserError
 from bn_replication.ledger import (
@@ -27,7 +27,7 @@ from bn_replication.ledger import (
     load_ledger,
     read_yaml,
 )
-from bn_replication.scoreboard import ours, papers, scoreboard_markdown, verdicts_csv
+from bn_replication.scoreboard import measured, ours, papers, scoreboard_markdown, verdicts_csv
 from synthetic import climb, write
 
 # Every claim of the paper that is to be judged, in the paper's order.
@@ -328,6 +328,13 @@ def test_a_diverged_run_is_a_result(tmp_path: Path) -> None:
     assert verdicts["faster"].treatment == "1000 >1000 >1000 >1000 >1000".replace("1000", "500", 1)
 
 
+def test_diverged_runs_are_counted_in_both_arms(tmp_path: Path) -> None:
+    for seed in range(4):
+        write(tmp_path, "study", "norm=none", seed, climb(0.5, 800), status="diverged" if seed < 2 else "completed")
+        write(tmp_path, "study", "norm=batch", seed, climb(0.9, 800), status="diverged" if seed < 1 else "completed")
+    assert verdict_of(tmp_path, entry()).diverged == 3
+
+
 def test_a_failed_run_is_no_result_and_is_said(tmp_path: Path) -> None:
     paired_runs(tmp_path, 3)
     write(tmp_path, "study", "norm=none", 3, climb(0.5, 800))
@@ -438,7 +445,7 @@ def test_a_seed_in_which_a_control_fails_too_does_not_bear_the_claim_out(tmp_pat
 
 def test_chance_knows_how_many_images_were_asked(tmp_path: Path) -> None:
     rule = load_ledger()["plain-sigmoid-chance"]
-    for root, examples in (("all", 0), ("few", 500)):
+    for root, examples in (("all", 0), ("few", 500), ("more", 1_000_000)):
         for seed in range(6):
             config = {"evaluate": {"examples": examples}}
             write(
@@ -446,11 +453,14 @@ def test_chance_knows_how_many_images_were_asked(tmp_path: Path) -> None:
                 "fig2_inception",
                 "variant=inception_sigmoid",
                 seed,
-                [0.1, 0.12],
+                [0.1, 0.105 if root == "more" else 0.12],
                 config=config,
             )
     assert verdict_of(tmp_path / "all", rule).verdict == "contradicted"  # 12% of 10,000 is no guess
     assert verdict_of(tmp_path / "few", rule).verdict == "reproduced"  # 60 of 500 may well be
+    # Asked of more than there are, a run is evaluated on all 10,000, of which 10.5% may be guessed; of a million never.
+    assert verdict_of(tmp_path / "more", rule).verdict == "reproduced"
+    assert not metrics.at_chance([0, 100], [0.1, 0.105], 0.1, 1_000_000)
 
 
 def rates(root: Path, norm: str, seed: int, accuracies: dict[float, float]) -> None:
@@ -486,6 +496,20 @@ def test_rate_range_measures_a_whole_grid(tmp_path: Path) -> None:
     rates(tmp_path, "none", 4, {0.001: 0.1, 0.01: 0.5})
     rates(tmp_path, "batch", 4, {0.001: 0.1, 0.01: 0.5})
     assert "seed 4 left out" in verdict_of(tmp_path, rule).note
+
+
+def test_two_settings_are_no_grid(tmp_path: Path) -> None:
+    rule = load_ledger()["rate-range"]
+    for seed in range(4):
+        rates(tmp_path, "none", seed, {0.01: 0.5, 0.1: 0.1 + seed / 100})
+        rates(tmp_path, "batch", seed, {0.01: 0.5, 0.1: 0.5})
+    verdict = verdict_of(tmp_path, rule)
+    assert (verdict.verdict, verdict.n) == ("not run", 0)
+    assert "seeds 0 to 3 left out" in verdict.note
+    for seed in range(4):
+        rates(tmp_path, "none", seed, {1.0: 0.0})
+        rates(tmp_path, "batch", seed, {1.0: 0.1})
+    assert verdict_of(tmp_path, rule).n == 4
 
 
 def test_a_range_that_runs_off_the_grid_counts_as_at_least(tmp_path: Path) -> None:
@@ -583,6 +607,38 @@ def test_more_claims_widen_every_interval(tmp_path: Path) -> None:
     assert among.p == pytest.approx(alone.p)
 
 
+def test_the_seeds_that_a_claim_needs_are_counted_at_the_level_that_holm_allots_it(tmp_path: Path) -> None:
+    """Four claims, none decided: each faces a quarter of 5%, as the first that fails does."""
+    gains = [0.01, 0.05, -0.02, 0.04]
+    for seed, gain in enumerate(gains):
+        write(tmp_path, "study", "norm=none", seed, [0.1, 0.1], status="diverged")
+        write(tmp_path, "study", "norm=batch", seed, [0.1, 0.1 + gain])
+    higher = {"metric": "best", "effect": "difference"}
+    fails = {"name": "fails", "chance": 0.1, "held_out": 10_000}
+    share = entry(
+        "share", metric=fails, control=None, treatment={"norm": "none"}, effect="share", bounds={"above": 0.5}
+    )
+    mean = entry("mean", **higher, bounds={"above": 0})
+    others = [entry("half", **higher, bounds={"above": 0.005}), entry("less", **higher, bounds={"above": -0.005})]
+    family = judge({e.id: e for e in (share, mean, *others)}, records.load_runs(tmp_path))
+    assert [v.verdict for v in family] == ["inconclusive"] * 4
+    assert [v.level for v in family] == pytest.approx([1 - 0.05 / 4] * 4)
+    assert verdict_of(tmp_path, share).needs == 6  # 2 / 2**6 is the first below 5%
+    assert family[0].needs == 8  # and 2 / 2**8 the first below 1.25%
+    alone, among = (stats.required_n(gains, stats.Bounds(0), alpha) for alpha in (0.05, 0.05 / 4))
+    assert alone != among
+    assert verdict_of(tmp_path, mean).needs == alone
+    assert family[1].needs == among
+
+
+def test_a_claim_judged_alone_has_the_interval_of_a_family_of_one(tmp_path: Path) -> None:
+    paired_runs(tmp_path, 3)
+    runs = [{str(key): value for key, value in row.items()} for row in records.load_runs(tmp_path).to_dict("records")]
+    alone = claims.judge_alone(entry(), runs, "laptop")
+    assert alone.level == pytest.approx(0.95)
+    assert alone == verdict_of(tmp_path, entry())
+
+
 def test_another_studys_runs_are_never_read(tmp_path: Path) -> None:
     paired_runs(tmp_path, study="elsewhere")
     assert verdict_of(tmp_path, entry()) == Verdict("faster", "", "not run")
@@ -615,6 +671,67 @@ def test_the_scoreboard_shows_every_claim_and_later_publications_apart(tmp_path:
     assert rows["slower"].count(" | ") == rows["faster"].count(" | ") == rows["later"].count(" | ") == 6
     assert "(rule amended)" in rows["amended"]
     assert verdicts_csv(verdicts).splitlines()[1].startswith("faster,laptop,reproduced,0.")
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "said"),
+    [
+        (14.8, "times_fewer", "14.8x fewer"),
+        (0.778, "times_fewer", "1.29x more"),
+        (0.018, "points", "+1.8 points"),
+        (-0.0321, "points", "−3.21 points"),
+        (0.252, "fraction", "25.2%"),
+        (1.3, "times", "1.3x"),
+        (13_600_000, "parameters", "13,600,000 parameters"),
+    ],
+)
+def test_the_papers_number_is_told_in_its_unit(value: float, unit: str, said: str) -> None:
+    paper = {"figure": {"number": {"value": value, "unit": unit}}}
+    assert papers(entry(paper="figure.number"), paper) == said
+
+
+CHANCE = {"chance": 0.1}
+GRID = {"grid": ["optimizer.rate"], **CHANCE}
+
+
+@pytest.mark.parametrize(
+    ("metric", "effect", "said", "compared"),
+    [
+        ({"name": "best"}, "difference", "+1.2 points [+0.5, +25]", ("best accuracy, points", 100)),
+        ({"name": "final", **CHANCE}, "difference", "+1.2 points [+0.5, +25]", ("accuracy at the end, points", 100)),
+        ({"name": "grid_spread", **GRID}, "difference", "+1.2 points [+0.5, +25]", ("grid spread, points", 100)),
+        (
+            {"name": "usable_width", "keep": 0.8, **GRID},
+            "difference",
+            "+0.012 decades [+0.005, +0.25]",
+            ("usable range of rates, decades", 1),
+        ),
+        (
+            {"name": "gap_at_equal_loss"},
+            "difference",
+            "+0.012 nats [+0.005, +0.25]",
+            ("gap at equal training loss, nats", 1),
+        ),
+        (
+            {"name": "summary", "key": "top1_error"},
+            "difference",
+            "+1.2 points [+0.5, +25]",
+            ("top1 error, points", 100),
+        ),
+        ({"name": "summary", "key": "cost"}, "difference", "+0.012 [+0.005, +0.25]", ("cost", 1)),
+        ({"name": "steps_to"}, "ratio", "83.3x fewer steps [4, 200]", ("steps to the target", 1)),
+        ({"name": "drift"}, "ratio", "83.3x less drift [4, 200]", ("drift", 1)),
+        ({"name": "best"}, "ratio", "83.3x lower [4, 200]", ("best accuracy", 1)),
+        ({"name": "fails", **CHANCE, "held_out": 100}, "share", "0 of 4 seeds [0%, 25%]", ("fails", 1)),
+    ],
+)
+def test_an_effect_is_told_in_its_unit(
+    metric: dict[str, Any], effect: str, said: str, compared: tuple[str, float]
+) -> None:
+    rule = entry(metric=metric, effect=effect)
+    verdict = Verdict(rule.id, "laptop", "inconclusive", estimate=0.012, low=0.005, high=0.25, n=4)
+    assert ours(rule, verdict) == said
+    assert measured(rule) == compared
 
 
 @pytest.mark.parametrize(

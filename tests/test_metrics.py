@@ -9,6 +9,7 @@ import pytest
 from scipy import stats as distributions
 
 from bn_replication import metrics
+from bn_replication.ledger import Final, Grid
 
 STEPS = [0, 100, 200, 300, 400]
 CURVE = [0.1, 0.5, 0.7, 0.6, 0.65]
@@ -28,6 +29,13 @@ def test_final_averages_the_last_stretch_of_the_budget() -> None:
     # Twice as many evaluations of one curve do not weigh more.
     fine = np.interp(range(0, 401, 50), STEPS, CURVE)
     assert metrics.final(range(0, 401, 50), fine, 400, tail=0.25) == pytest.approx((0.625 + 0.65) / 2)
+
+
+def test_the_last_stretch_is_a_tenth_of_the_budget_unless_a_claim_says_otherwise() -> None:
+    steps = range(0, 1001, 50)
+    assert metrics.final(steps, [step / 1000 for step in steps], 1000) == pytest.approx((0.95 + 1.0) / 2)
+    # The figures take this one where the claims take the ledger's.
+    assert Final(name="final", chance={}).tail == Grid(name="grid_spread", grid=[], chance={}).tail == 0.1
 
 
 def test_steps_to_interpolates_the_first_crossing() -> None:
@@ -62,6 +70,15 @@ def test_at_chance_asks_every_evaluation_and_fails_the_last() -> None:
     assert metrics.at_chance([0, 100, 200], [0.1, 0.1002, 0.1], 0.1, 10_000)
     assert not metrics.fails(STEPS, CURVE, False, 0.1, 10_000)
     assert metrics.fails(STEPS, CURVE, True, 0.1, 10_000)  # it diverged after all
+
+
+def test_the_best_of_many_guesses_is_held_against_more_than_the_last_one_is() -> None:
+    steps, once, often = range(21), metrics.chance_ceiling(0.1, 1_000, 1), metrics.chance_ceiling(0.1, 1_000, 20)
+    between = (once + often) / 2
+    assert once < between < often
+    curve = [0.1] * 20 + [between]
+    assert metrics.at_chance(steps, curve, 0.1, 1_000)  # one of twenty may well be so high
+    assert not metrics.fails(steps, curve, False, 0.1, 1_000)  # the last, looked at alone, may not
 
 
 def test_drift_is_the_mean_range_over_percentiles_and_units() -> None:

@@ -71,6 +71,17 @@ def test_histograms_stay_with_the_lowest_seed_of_an_arm(place: Path) -> None:
             assert {row["step"] for row in rows if "histogram" in row} == kept
 
 
+def test_the_lowest_seed_is_the_lowest_number(tmp_path: Path) -> None:
+    for seed in (10, 2):
+        write_run(tmp_path / "runs", "fig1_mnist", "norm=none", seed, [0.1, 0.2], probes=1)
+    publish.publish(tmp_path / "runs", tmp_path / "published")
+    kept = {
+        directory.name: any("histogram" in row for row in records.read_rows(directory / "activations.jsonl"))
+        for directory in records.run_directories(tmp_path / "published")
+    }
+    assert kept == {"seed=2": True, "seed=10": False}
+
+
 def test_histograms_are_parts_per_thousand_and_thinned_only_as_far_as_needed() -> None:
     counts = publish.thousandths([1, 3, 0])
     assert counts == [250, 750, 0]
@@ -243,6 +254,31 @@ def test_another_run_is_put_in_place_only_when_asked(place: Path, capsys: pytest
     assert not list((place / "published").rglob(".publish*"))
 
 
+@pytest.mark.parametrize("published", [True, False])
+def test_a_record_that_could_not_be_replaced_stands_as_it_stood(
+    tmp_path: Path, published: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old record has been put aside when the new one cannot take its place."""
+    write_run(tmp_path / "runs", "s", "norm=none", 0, [0.1, 0.2])
+    if published:
+        promoted(tmp_path)
+        write_run(tmp_path / "runs", "s", "norm=none", 0, [0.1, 0.3])
+    before, rename = tree(tmp_path), os.rename
+
+    def full(old: Path, new: Path) -> None:
+        if old.name == "new":
+            raise OSError(28, "No space left on device")
+        rename(old, new)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "rename", full)
+        with pytest.raises(OSError, match="No space left"):
+            promoted(tmp_path, replace=True)
+    assert tree(tmp_path) == before
+    assert not list((tmp_path / "published").rglob(".publish*"))
+    assert promoted(tmp_path, replace=True) == ["replaced" if published else "new"]
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -336,6 +372,24 @@ def test_what_is_published_can_be_compacted_anew(place: Path, monkeypatch: pytes
     assert promoted(place) == ["unchanged"] * len(before)
     assert publish.again(place / "published") == 0
     assert tree(place / "published") == first
+
+
+def test_histograms_that_were_thinned_are_not_said_to_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What keeps them at every second probe today thins what kept more, and brings nothing back where there is less."""
+    left = {1: 2, 2: 2, 4: 4, 0: 0}
+    for kept in left:
+        write_run(tmp_path / "runs", f"kept_{kept}", "norm=none", 0, [0.1, 0.2], probes=6, layers=1)
+        with monkeypatch.context() as older:
+            older.setattr(publish, "EVERY", kept)
+            publish.publish(tmp_path / "runs", tmp_path / "published", [f"kept_{kept}"])
+    assert publish.again(tmp_path / "published") == 1
+    for kept, every in left.items():
+        directory = tmp_path / f"published/laptop/kept_{kept}/norm=none/seed=0"
+        record = records.read_run_json(directory)
+        assert record is not None
+        assert record["published"]["histogram_every"] == every
+        steps = {row["step"] for row in records.read_rows(directory / "activations.jsonl") if "histogram" in row}
+        assert steps == ({*range(0, 600, 100 * every), 500} if every else set())
 
 
 PUBLISHED = verify.ROOT / "results/published"

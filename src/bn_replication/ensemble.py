@@ -20,6 +20,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from bn_replication.ledger import SCALES
+
 STUDY = "fig4_ensemble"
 
 
@@ -28,7 +30,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="python -m bn_replication.ensemble", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--root", type=Path, default=Path("results/runs"), help="root of the records")
-    parser.add_argument("--scale", choices=["smoke", "laptop", "gpu", "paper"], default="laptop")
+    parser.add_argument("--scale", choices=SCALES, default="laptop")
     parser.add_argument("--study", default=STUDY, help="whose runs; default: %(default)s")
     parser.add_argument("--data", type=Path, default=Path("data"), help="default: %(default)s")
     parser.add_argument("--source", type=Path, help="where the data set's usual files lie, as data.source")
@@ -260,12 +262,14 @@ def write(root: Path, rest: str, runs: Mapping[str, Path], members: Sequence[Mem
     assert keep is not None
     if any((one.evaluate.keep, one.data, one.seed, one.steps) != (keep, cfg.data, cfg.seed, cfg.steps) for one in cfgs):
         raise UserError(f"found networks of several data sets or evaluations in {root}, expected one; run them again")
-    labels = data_of(cfg)[2]
+    split, _, labels = data_of(cfg)
+    size = split.train.shape[1]
+    crops = evaluate.many(size, size, size, tuple(keep.short_sides)).values()
     # The rules that stood when the first of its networks began: what is judged here was under way from then on.
     rules = min(found, key=lambda one: one["started"])["rules"]
     started = datetime.datetime.now(datetime.UTC)
     lines = []
-    for name, row in rows(members, labels, 36 * len(keep.short_sides)):
+    for name, row in rows(members, labels, sum(crops)):
         arm = ",".join(sorted(filter(None, [f"evaluation={name}", *rest.split(",")])))
         directory = records.run_directory(root, record["scale"], record["study"], arm, cfg.seed)
         config = {"study": record["study"], "seed": cfg.seed, "steps": cfg.steps, "evaluation": name}

@@ -15,17 +15,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from bn_replication.ledger import SCALES
 
-def parse() -> argparse.Namespace:
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bn_replication.exact", description="Measure the exact claims and write their records."
     )
     parser.add_argument("--out", type=Path, default=Path("results/runs"), help="root of the records")
-    parser.add_argument("--scale", choices=["smoke", "laptop", "gpu", "paper"], default="laptop")
+    parser.add_argument("--scale", choices=SCALES, default="laptop")
     parser.add_argument("--seeds", type=int, default=5, help="how many seeds, counted from 0")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 # The command line first: what follows takes seconds to import, and --help needs none of it.

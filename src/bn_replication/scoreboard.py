@@ -7,13 +7,11 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from bn_replication.claims import Verdict
 from bn_replication.errors import UserError
 from bn_replication.ledger import JUDGE_AMENDED, PAPER, Entry, Summary, load_ledger, read_yaml
-from bn_replication.records import atomic_write
 
 START, END = "<!-- scoreboard -->", "<!-- /scoreboard -->"
 
@@ -199,11 +197,6 @@ def rows_csv(kind: type, rows: Sequence[Any]) -> str:
     for row in rows:
         writer.writerow(cell(getattr(row, column)) for column in columns)
     return text.getvalue()
-
-
-def write_verdicts(verdicts: Sequence[Verdict], path: Path) -> None:
-    """Write the verdicts to ``path`` as CSV, atomically."""
-    atomic_write(path, verdicts_csv(verdicts).encode())
 
 
 def with_scoreboard(readme: str, block: str) -> str:

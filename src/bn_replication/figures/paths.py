@@ -139,8 +139,12 @@ def fig2(ax: Axes, runs: Frame, curves: Frame) -> Frame:
     reached = steps_to_plain_best(runs, curves)
     target = reached["target"].median()
     ax.axhline(target, color=VERMILLION, linewidth=0.8, linestyle=(0, (4, 3)))
+    # A seed that never got there is beyond every step: with half of them there is no median to tell.
+    reached["steps"] = reached["steps"].fillna(np.inf)
+    medians = reached.groupby("arm").agg(target=("target", "median"), steps_to_target=("steps", "median"))
+    medians = medians.replace(np.inf, np.nan)
     for arm, look in looks(runs).items():
-        step = reached.loc[reached["arm"] == arm, "steps"].fillna(np.inf).median()
+        step = medians["steps_to_target"].get(arm, np.nan)
         if np.isfinite(step):
             # Whole where it stands at the very end of the axis.
             style = {"markersize": 7, "markeredgecolor": "white", "zorder": 5, "clip_on": False}
@@ -159,10 +163,7 @@ def fig2(ax: Axes, runs: Frame, curves: Frame) -> Frame:
     ]
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     ax.set_xlim(0, max(curves["step"].max(), 1))
-    return middle.merge(
-        reached.groupby("arm", as_index=False).agg(target=("target", "median"), steps_to_target=("steps", "median")),
-        "left",
-    )
+    return middle.merge(medians.reset_index(), "left")
 
 
 def layer_series(

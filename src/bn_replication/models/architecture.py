@@ -31,7 +31,6 @@ COUNTED: dict[str, dict[str, Any]] = {
     "as_shapes_biases_no_bn_auxiliary": {"norm_layer": nn.Identity, "auxiliary": True},
 }
 HEADLINE = "as_printed_plain_stem_biases"
-PAPER_PARAMETERS, PAPER_RATIO = 13.6e6, 1.30  # Sec. 4.2
 
 
 class Line(NamedTuple):
@@ -153,7 +152,9 @@ def write_records(root: Path, scale: str) -> list[Path]:
 
 def report() -> str:
     """Return the tables of both readings and the totals against the paper's statements, as text."""
-    text: list[str] = []
+    from bn_replication.ledger import PAPER, read_yaml  # as in write_records
+
+    paper, text = read_yaml(PAPER)["fig5"], list[str]()
     with torch.device("meta"):
         for reading in get_args(Reading):
             model = Inception(nn.BatchNorm2d, reading=reading)
@@ -170,7 +171,8 @@ def report() -> str:
         work, ratio = compute[f"multiply_adds_{name}"], compute[f"ratio_{name}"]
         text.append(f"{name:<36}{counts[f'parameters_{name}']:>14,}{work:>16,}{ratio:>14.3f}")
     text.append(f"{'GoogLeNet':<36}{'':>14}{compute['googlenet']:>16,}{1:>14.3f}")
-    text.append(f"{'the paper':<36}{PAPER_PARAMETERS:>14,.0f}{'':>16}{PAPER_RATIO:>14.3f}")
+    learned, times = (paper[key]["value"] for key in ("parameters", "compute"))
+    text.append(f"{'the paper':<36}{learned:>14,.0f}{'':>16}{times:>14.3f}")
     text += [
         "",
         "Fig. 5 contradicts itself: its columns give 608, 608 and 1056 channels after 4c, 4d and 4e, its",
@@ -183,9 +185,11 @@ def report() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the tables, write the run records if ``--out`` says where, and return the exit code."""
+    from bn_replication.ledger import SCALES  # as in write_records
+
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m bn_replication.models.inception")
     parser.add_argument("--out", type=Path, help="also write run records below this directory: results/runs")
-    parser.add_argument("--scale", choices=["smoke", "laptop", "gpu", "paper"], default="laptop")
+    parser.add_argument("--scale", choices=SCALES, default="laptop")
     options = parser.parse_args(arguments)
     print(report())
     try:
