@@ -225,8 +225,9 @@ def test_a_link_whose_derivative_is_not_finite_is_left_out() -> None:
 
 
 def test_the_linear_part_of_a_sigmoid() -> None:
-    z = torch.logit(torch.tensor([0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95, 0.99]))
-    assert linear_share(z) == {"linear_share": 3 / 8, "linear_share_wide": 5 / 8}
+    """Near either side of each of its ends, 0.2 and 0.8, and 0.1 and 0.9."""
+    z = torch.logit(torch.tensor([0.05, 0.09, 0.11, 0.19, 0.21, 0.5, 0.79, 0.81, 0.89, 0.91]))
+    assert linear_share(z) == {"linear_share": 3 / 10, "linear_share_wide": 7 / 10}
 
 
 def test_along_the_gradient_of_a_quadratic() -> None:

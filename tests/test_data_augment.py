@@ -82,6 +82,33 @@ def test_crops_and_flips_move_pixels_as_padding_and_cutting_does():
     assert 16 < mirrored < 48
 
 
+def test_every_place_of_a_crop_is_as_likely_as_any_other():
+    """Of 3 by 3 pixels, padded by two: 25 places, the last of them too, each mirrored in half of the draws."""
+    image = torch.arange(1, 10, dtype=torch.uint8).view(1, 1, 3, 3)
+    out = (255 * draw(image.expand(10_000, -1, -1, -1), flip=True, crop=2)).round().to(torch.uint8)
+    for source in (image, image.flip(3)):
+        padded = F.pad(source, (2, 2, 2, 2))
+        for top in range(5):
+            for left in range(5):
+                cut = padded[..., top : top + 3, left : left + 3]
+                assert 130 < (out == cut).flatten(1).all(1).sum() < 270, (top, left)  # 200 in the mean
+
+
+def test_half_of_the_images_are_mirrored_where_nothing_is_cut():
+    image = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2)
+    out = draw(image.expand(4000, -1, -1, -1), flip=True)
+    assert 0.46 < out[..., 0].mean().item() < 0.54
+    assert out.sum(3).eq(1).all()
+
+
+def test_grey_contrast_is_about_an_images_own_mean():
+    """By hand: 0.1, 0.2, 0.3 and 0.6 lie about 0.3; with contrast 1.5 and brightness 0.8 about 0.24, 1.2 as far."""
+    pixels = torch.tensor([[0.1, 0.2, 0.3, 0.6], [0.7, 0.7, 0.9, 0.9]]).view(2, 1, 2, 2)
+    amount = torch.tensor([[-0.2, 0.5, 0, 0], [0, -1, 0, 0]])
+    expected = torch.tensor([[0.0, 0.12, 0.24, 0.6], [0.8, 0.8, 0.8, 0.8]]).view(2, 1, 2, 2)
+    torch.testing.assert_close(_colour(pixels, amount), expected, atol=1e-6, rtol=0)
+
+
 def test_grey_images_take_brightness_and_contrast():
     out = draw(DIGITS, flip=True, crop=2, brightness=0.3, contrast=0.3)
     assert out.shape == DIGITS.shape

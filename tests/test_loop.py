@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
 from tests.conftest import Compose
@@ -11,6 +12,7 @@ from tests.conftest import Compose
 from bn_replication import build, records
 from bn_replication.data import load
 from bn_replication.evaluate import one_crop
+from bn_replication.graphs import Update
 from bn_replication.inputs import Inputs
 from bn_replication.loop import Meter, fit
 from bn_replication.runner import run
@@ -52,6 +54,39 @@ def test_three_updates_are_those_of_momentum_written_out(composed: Compose) -> N
     last = F.cross_entropy(theirs(inputs.training(3)[0]), inputs.training(3)[1]).item()
     fit(ours, optimizer, inputs.training, lambda _: 0.0, start=3, steps=4, seed=0, meter=meter, on_step=calls.append)
     assert abs(meter.row()["train_loss"] - last) < 1e-5
+
+
+def test_an_auxiliary_heads_loss_counts_three_tenths_and_its_answers_not_at_all() -> None:
+    """Two linear heads on one input, by hand: the gradient of a head's logits is softmax less one-hot, over N."""
+
+    class Heads(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.main, self.side = torch.nn.Linear(4, 3, bias=False), torch.nn.Linear(4, 3, bias=False)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.main(x), self.side(x)
+
+    draw = torch.Generator().manual_seed(0)
+    x, labels, heads = torch.randn(5, 4, generator=draw), torch.tensor([0, 1, 2, 0, 1]), Heads()
+    with torch.no_grad():
+        for parameter in heads.parameters():
+            parameter.normal_(generator=draw)
+    before = {name: parameter.detach().double() for name, parameter in heads.named_parameters()}
+    update = Update(heads, torch.optim.SGD(heads.parameters(), lr=1.0), torch.float32)
+    loss, correct = update(x, labels, 0.25)
+
+    losses, hot = {}, torch.eye(3).double()[labels]
+    for name, share in (("main", 1.0), ("side", 0.3)):
+        logits = x.double() @ before[f"{name}.weight"].T
+        chances = logits.exp() / logits.exp().sum(1, keepdim=True)
+        losses[name] = -(chances * hot).sum(1).log().mean().item()
+        gradient = (chances - hot).T @ x.double() / 5
+        after = before[f"{name}.weight"] - 0.25 * share * gradient
+        torch.testing.assert_close(heads.get_parameter(f"{name}.weight").double(), after, rtol=1e-5, atol=1e-6)
+        if name == "main":
+            assert correct == (chances.argmax(1) == labels).sum()
+    assert loss.item() == pytest.approx(losses["main"] + 0.3 * losses["side"], rel=1e-5)
 
 
 def test_every_image_keeps_its_label_and_an_epoch_shows_each_once(composed: Compose) -> None:

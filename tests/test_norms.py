@@ -285,6 +285,45 @@ def test_noise_is_of_the_stated_distribution_and_in_training_alone(shape: tuple[
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("jitter", [0.1, 0.3])
+def test_within_a_step_every_value_has_a_jitter_of_its_own(jitter: float) -> None:
+    """About the channel's shift and scale: seen alone where what is scaled is 0, and where it is large."""
+    x = draw(100, 2, 10, 10)
+    layer = norms.NoisyBatchNorm(2, jitter=jitter).double()
+    with torch.no_grad():  # what BN gives is beta
+        layer.weight.zero_()
+        layer.bias.copy_(torch.tensor([0, 1e6]))
+    torch.manual_seed(0)
+    y = layer(x).detach()
+    of_shift = (y[:, 0] - layer.shift[0]).flatten()
+    of_scale = (y[:, 1] / 1e6 - layer.scale[1]).flatten()  # the shift is a millionth here
+    assert len(of_shift.unique()) == len(of_scale.unique()) == 10_000
+    # Uniform: within its bounds up to them, the deviation 1 / sqrt(3) of the bound.
+    assert 0.999 * jitter < of_shift.abs().max() <= jitter
+    assert of_shift.std().item() == pytest.approx(jitter / 3**0.5, rel=0.03)
+    assert of_shift.mean().item() == pytest.approx(0, abs=0.03 * jitter)
+    # Normal: 68% within one deviation, 95% within two.
+    assert of_scale.std().item() == pytest.approx(jitter, rel=0.03)
+    assert of_scale.mean().item() == pytest.approx(0, abs=0.05 * jitter)
+    for deviations, share in ((1, 0.6827), (2, 0.9545)):
+        within = (of_scale.abs() < deviations * jitter).double().mean().item()
+        assert within == pytest.approx(share, abs=0.02)
+
+
+@pytest.mark.parametrize("jitter", [0.1, 0.3])
+def test_noise_is_that_of_scale_times_output_plus_shift(jitter: float) -> None:
+    """The deviation from it has the variance jitter^2 / 3 of the shift's jitter and jitter^2 y^2 of the scale's."""
+    x = draw(20_000, 3)
+    noisy, plain = norms.NoisyBatchNorm(3, jitter=jitter).double(), norms.BatchNorm(3).double()
+    torch.manual_seed(0)
+    y, clean = noisy(x).detach(), plain(x).detach()
+    deviation = y - (noisy.scale * clean + noisy.shift)
+    for low, high in ((0.0, 0.3), (0.3, 1.0), (1.0, 2.0), (2.0, 9.0)):
+        here = (clean.abs() >= low) & (clean.abs() < high)
+        expected = jitter**2 / 3 + jitter**2 * clean[here].square().mean().item()
+        assert deviation[here].square().mean().item() == pytest.approx(expected, rel=0.1), (low, high)
+
+
 @shapes
 def test_weight_norm_is_pytorchs(shape: tuple[int, ...]) -> None:
     """Same function, same gradients and so the same training; it starts as the plain map."""

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,61 @@ def test_divergence_is_a_result_that_is_not_repeated(composed: Compose) -> None:
     assert 0 < record["steps_done"] <= 30
     assert "finite" in record["reason"]
     assert run(cfg, "a").status == "skipped"
+
+
+WILD = ("setting=mnist", "study=t", "norm=none", "model.act=relu", "model.initialisation=he", "model.hidden=[8,8]")
+
+
+def test_a_diverged_run_has_done_the_updates_up_to_the_one_whose_loss_was_no_number(composed: Compose) -> None:
+    """The first update makes weights whose product no float32 holds, so the second's loss is no number."""
+    cfg, _ = composed(*WILD, "steps=10", "evaluate.times=10", "optimizer.rate=1e30")
+    run(cfg, "a")
+    record = records.read_run_json(place(cfg, "a"))
+    assert record is not None
+    assert (record["status"], record["steps_done"]) == ("diverged", 2)
+    assert record["reason"] == "loss or weights ceased to be finite at step 2"
+    assert [row["step"] for row in records.read_rows(place(cfg, "a") / records.CURVES)] == [0, 1]
+
+
+def test_the_best_accuracy_is_the_highest_of_the_curve_and_not_its_last(composed: Compose) -> None:
+    """At this rate the net learns something once and then falls to chance for good."""
+    cfg, _ = composed(*WILD, "steps=5", "evaluate.times=5", "optimizer.rate=30", "seed=1")
+    run(cfg, "a")
+    accuracies = [row["test_accuracy"] for row in records.read_rows(place(cfg, "a") / records.CURVES)]
+    record = records.read_run_json(place(cfg, "a"))
+    assert record is not None
+    assert accuracies[-1] == 0.1 < max(accuracies)
+    assert record["summary"]["best_test_accuracy"] == max(accuracies)
+    assert record["summary"]["test_accuracy"] == 0.1
+
+
+def test_what_a_run_has_taken_and_where_it_went_on_is_kept_over_every_resume(composed: Compose) -> None:
+    """Stopped twice, each time in another environment than it goes on in, and after a thousand seconds more."""
+    cfg, _ = composed(*MLP)
+
+    def stop_at(limit: int):
+        return lambda step, *_: os.kill(os.getpid(), signal.SIGTERM) if step == limit else None
+
+    for limit, revision in ((10, "0123abc"), (20, "4567def")):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(?s).*goes on in another environment")
+            with pytest.raises(Interrupted):
+                run(cfg, "a", stop_at(limit))
+        state = checkpoint.load(place(cfg, "a"))
+        assert state is not None
+        here = state["environment"]["git"]
+        environment = state["environment"] | {"git": revision}
+        changes = {"seconds": state["seconds"] + 1000, "environment": environment}
+        checkpoint.save(place(cfg, "a"), state | changes)
+    with pytest.warns(UserWarning, match="git: 4567def there"):
+        run(cfg, "a")
+    record = records.read_run_json(place(cfg, "a"))
+    assert record is not None
+    assert record["environment"]["resumed"] == [
+        {"step": 10, "git": ["0123abc", here]},
+        {"step": 20, "git": ["4567def", here]},
+    ]
+    assert 2000 < record["seconds"] < 2600
 
 
 def test_two_processes_on_one_run_one_works_and_the_other_says_so(composed: Compose) -> None:
