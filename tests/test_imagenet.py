@@ -465,6 +465,21 @@ def test_batches_do_not_depend_on_workers_or_on_what_was_asked_before(
     assert not alone.training(0)[0].equal(alone.training(1)[0])
 
 
+def test_workers_leave_it_to_the_one_that_saves_when_all_are_asked_to_stop(tree: Path, prepared: Path) -> None:
+    images = load("imagenet", tree, size=64).train
+    assert isinstance(images, Pictures)
+    ahead = Ahead(images.store, lambda _: Ask([0], crops.centre_boxes), lambda key: key + 1, 1, False)
+    ahead(0)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(worker.pid, number)
+    for key in range(1, 10):  # more than it had read ahead
+        ahead(key)
+    assert worker.is_alive()
+    ahead.close()
+
+
 def test_replicas_share_an_epoch_and_draw_crops_of_their_own(tree: Path, prepared: Path, composed: Compose) -> None:
     cfg, _ = composed(*TINY, f"data.root={tree}", "replicas=3")
     split = load("imagenet", tree, size=64)

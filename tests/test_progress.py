@@ -107,6 +107,15 @@ def test_the_exit_code_is_that_of_the_worst_job(statuses: list[str], total: int 
     assert sweep.exit_code() == code
 
 
+def test_a_job_that_ends_between_two_reports_ends_at_its_own_step() -> None:
+    stream = io.StringIO()
+    with progress.Sweep(stream=stream), progress.job("study", "arm", 0, 400) as report:
+        for step in range(45):  # far within half a second
+            report(step)
+        report.end("failed", "stopped")
+    assert "  44/400  " in stream.getvalue()
+
+
 @pytest.mark.parametrize("reaped", [True, False])
 def test_a_killed_job_has_failed(reaped: bool) -> None:
     stream = io.StringIO()

@@ -20,9 +20,11 @@ from bn_replication.train import CONFIGS
 FIG1 = ("experiment=fig1_mnist", "scale=smoke", "steps=4", "evaluate.times=2", "wandb=disabled")
 
 
-def command(*words: str, results: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def command(
+    *words: str, results: Path, before: tuple[str, ...] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "bn_replication.train", *words, f"machine.results={results}"],
+        [*before, sys.executable, "-m", "bn_replication.train", *words, f"machine.results={results}"],
         capture_output=True,
         text=True,
         timeout=300,
@@ -53,6 +55,28 @@ MISTAKES = {
     "added unknown key": (["+optimizer.rte=3"], "found unknown key 'optimizer.rte'", "did you mean 'optimizer.rate'?"),
     "unknown group value": (["norm=bach"], "found norm=bach, expected one of batch", "did you mean 'batch'?"),
     "unknown study": (["experiment=fig1_mnst"], "found experiment=fig1_mnst", "did you mean 'fig1_mnist'?"),
+    "empty group value": (["scale="], "found scale=, expected one of gpu, laptop", "command line"),
+    "a key of another file of its group": (
+        ["model.width=3"],
+        "found key 'model.width', which comes with model=inception, expected one of the model that is chosen",
+        "command line",
+    ),
+    "a key of another file of a group that is named": (
+        ["norm=batch", "norm.groups=3"],
+        "found key 'norm.groups', which comes with norm=group, expected one of norm=batch",
+        "command line",
+    ),
+    "letters beyond ASCII": (
+        ["machine.results=/tmp/ü"],
+        "found 'machine.results=/tmp/ü', expected key=value, with quotes that survive the shell",
+        "'key=\"value\"'",
+    ),
+    "an equals sign too many": (["steps==3"], "found 'steps==3', expected key=value", "'key=\"value\"'"),
+    "an open bracket": (["seed=range(2"], "found 'seed=range(2', expected key=value", "command line"),
+    "an open bracket in a sweep": (["-m", "seed=range(2"], "found 'seed=range(2', expected key=value", "command line"),
+    "no value": (["foo"], "found 'foo', expected key=value", "'key=\"value\"'"),
+    "no key": (["=3"], "found '=3', expected key=value", "'key=\"value\"'"),
+    "a comma": (["study=a,b"], "found 'study=a,b', expected one value, or -m", "'key=\"value\"'"),
     "number for a group": (["variant=0"], "found variant='0', expected one of", "bn_baseline"),
     "values for a group": (["norm={a: 1}"], "found norm={a: 1}, expected one of batch,"),
     "a name no folder can have": (
@@ -133,6 +157,47 @@ def test_a_place_that_cannot_be_written_is_one_line_and_exit_code_2(words: tuple
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert "machine.results=" in result.stderr
+
+
+@pytest.mark.parametrize("words", [("-m", "seed=0"), ("seed=0",)])
+def test_a_place_with_no_room_is_one_line_and_exit_code_2(words: tuple[str, ...], tmp_path: Path) -> None:
+    """No file may have more than 1 kB: as on a full disk, what is written first fails, without a name."""
+    small = ("bash", "-c", 'ulimit -f 1; exec "$@"', "-")
+    result = command(*words, "scale=smoke", "wandb=disabled", "steps=2", results=tmp_path / "runs", before=small)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert f"{tmp_path / 'runs'}" in result.stderr
+    assert "found 'File too large', expected room to write" in result.stderr
+
+
+def test_no_room_for_temporary_files_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    none = ("bash", "-c", 'ulimit -f 0; exec "$@"', "-")
+    result = command("scale=smoke", "wandb=disabled", "steps=2", results=tmp_path / "runs", before=none)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: found no folder for temporary files")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_file_that_cannot_be_written_in_it_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    """The one that a sweep begins with, before anything of ours."""
+    results = tmp_path / "with space"
+    (results / "multirun.yaml").mkdir(parents=True)
+    words = ("-m", "scale=smoke", "wandb=disabled", "steps=2", "seed=0")
+    result = command(*words, f'machine.results="{results}"', results=results)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert f"error: {results}: found 'Is a directory', expected room to write" in result.stderr
+
+
+def test_a_single_run_says_in_a_line_that_its_mirror_is_lost_and_goes_on(tmp_path: Path) -> None:
+    taken = tmp_path / "a file"
+    taken.touch()
+    words = ("scale=smoke", "steps=2", "wandb=offline", f"wandb.directory={taken}")
+    result = command(*words, results=tmp_path / "runs")
+    assert result.returncode == 0, result.stderr
+    told = [line for line in result.stderr.splitlines() if line.startswith("wandb no longer mirrors this run")]
+    assert len(told) == 1, result.stderr
+    assert "1 completed" in result.stderr
 
 
 def test_every_override_that_changes_a_number_is_in_the_name_of_the_arm(composed: Compose) -> None:

@@ -2,8 +2,8 @@
 
 A server is forked while the program has one thread and nothing heavy in it. It loads torch once and forks for
 every job, which costs milliseconds: each job starts fresh, and one that is killed or runs out of memory takes
-nothing with it. Whoever asks a sweep to stop, by Ctrl-C or SIGTERM, asks all of its jobs, and it waits for them;
-should the sweep itself be killed, its jobs notice and stop by themselves, with a checkpoint saved.
+nothing with it. Whoever asks a sweep to stop, by Ctrl-C, SIGTERM or a closed terminal, asks all of its jobs, and it
+waits for them; should the sweep itself be killed, its jobs notice and stop by themselves, with a checkpoint saved.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 _PATIENCE = 0.5  # seconds between two looks at whether the sweep is still there
-_ASKED = (signal.SIGINT, signal.SIGTERM)
 
 Job = Mapping[str, Any]  # what JSON can hold
 
@@ -27,6 +26,12 @@ Job = Mapping[str, Any]  # what JSON can hold
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def asking() -> tuple[signal.Signals, ...]:
+    """Return the signals that ask a program to stop; a closed terminal's is none where it is ignored, as by nohup."""
+    deaf = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return (signal.SIGINT, signal.SIGTERM) if deaf else (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Server:
@@ -61,7 +66,7 @@ class Server:
     def __exit__(self, *_: object) -> None:
         """Ask every job to stop and wait until all have."""
         if self._pid:
-            before = {number: signal.signal(number, signal.SIG_IGN) for number in _ASKED}  # once is enough
+            before = {number: signal.signal(number, signal.SIG_IGN) for number in asking()}  # once is enough
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGTERM)
             self._pipe.close()
@@ -104,7 +109,7 @@ def _serve(pipe: int, parent: int, prepare: Callable[[], object], carry_out: Cal
         nonlocal stopping
         stopping = True
 
-    handlers = {number: signal.signal(number, stop) for number in _ASKED}
+    handlers = {number: signal.signal(number, stop) for number in asking()}
     woken, wake = os.pipe()  # every signal, a child's end included, leaves a byte here
     for end in (woken, wake):
         os.set_blocking(end, False)
@@ -114,8 +119,8 @@ def _serve(pipe: int, parent: int, prepare: Callable[[], object], carry_out: Cal
     def child(job: Job) -> None:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, handlers[signal.SIGINT])
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until the run takes over
+        for number in handlers:  # as Ctrl-C, until the run takes over
+            signal.signal(number, handlers[signal.SIGINT] if number == signal.SIGINT else signal.default_int_handler)
         carry_out(job)
 
     prepare()

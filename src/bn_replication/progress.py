@@ -101,6 +101,7 @@ class Report:
         # Told anew at every step; only another value is news.
         if accuracy is not None and accuracy != self._job.accuracy:
             self._note(step, float(accuracy))
+        self._job.step = step  # where it ends, should it end before the next word
         now = time.monotonic()
         if now >= self._next:
             self._next = now + INTERVAL
@@ -204,7 +205,13 @@ class Sweep:
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
 
     def __enter__(self) -> Self:
-        self._directory = tempfile.TemporaryDirectory(prefix="bn-progress-")
+        try:
+            self._directory = tempfile.TemporaryDirectory(prefix="bn-progress-")
+        except OSError as error:
+            raise UserError(
+                f"found no folder for temporary files ({error.strerror}), expected one with room in it; "
+                "free some space or set TMPDIR=..."
+            ) from None
         self._outer = os.environ.get(VARIABLE)
         os.environ[VARIABLE] = self._directory.name
         self._thread.start()

@@ -27,7 +27,7 @@ from typing import Any, TextIO
 import torch
 from torch import nn
 
-from bn_replication import build, checkpoint, records, schedules
+from bn_replication import build, checkpoint, jobs, records, schedules
 from bn_replication.data import load
 from bn_replication.distributed import World, is_loss, joined
 from bn_replication.errors import UserError, no_room
@@ -44,8 +44,6 @@ from bn_replication.streams import generator
 from bn_replication.tracking import tracker
 
 STARTED = "started.json"  # identity of a run that has begun; its run.json takes its place
-_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS}
-_UNWRITABLE |= {errno.ENOTDIR}
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Outcome:
 
 
 class Interrupted(BaseException):
-    """Asked to stop (Ctrl-C, SIGTERM) and stopped, with a checkpoint saved."""
+    """Asked to stop (Ctrl-C, SIGTERM, a closed terminal) and stopped, with a checkpoint saved."""
 
 
 def run(cfg: Config, arm: str, report: Callable[..., None] = lambda *_: None) -> Outcome:
@@ -110,7 +108,7 @@ def _lead(cfg: Config, arm: str, report: Callable[..., None], world: World) -> O
             world.hear(cfg.identity())
             return _Run(cfg, arm, directory, report, world).carry_out()
     except OSError as error:
-        if error.errno in _UNWRITABLE:
+        if error.errno in records.UNWRITABLE:
             raise no_room(directory, os.strerror(error.errno)) from error
         raise
 
@@ -134,7 +132,7 @@ class _Run:
             self._prepare()
             return self._train()
         except Exception as error:
-            refused = isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in _UNWRITABLE)
+            refused = isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in records.UNWRITABLE)
             if not (refused or is_loss(error)):
                 self._record("failed", _reason(error), self.step, {})
             raise
@@ -387,12 +385,21 @@ class _Run:
     def _saved(self) -> dict[str, Any] | None:
         """Load the checkpoint of a run that was cut off, or mark a new one as started."""
         marker = self.directory / STARTED
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            _refuse_if_stale(marker, json.loads(marker.read_text()), self.cfg)
+        begun = None
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+            begun = json.loads(marker.read_bytes())
+        if isinstance(begun, dict):
+            _refuse_if_stale(marker, begun, self.cfg)
             state = checkpoint.load(self.directory, self.cfg.machine.device if self.world.size == 1 else "cpu")
             if state is not None:
                 self._compare(state)
                 return state
+        elif any((self.directory / name).exists() for name in (checkpoint.CURRENT, checkpoint.PREVIOUS)):
+            # Of which run, nobody can tell: not ours to go on with, nor to throw away.
+            raise UserError(
+                f"{marker}: found no configuration beside a checkpoint, expected that of the run which began here; "
+                "put the file back or remove its directory to start again"
+            )
         records.atomic_write(marker, json.dumps(self.cfg.identity(), indent=1).encode())
         checkpoint.discard(self.directory)
         return None
@@ -497,7 +504,7 @@ def _refuse_if_stale(path: Path, found: dict[str, Any], cfg: Config) -> None:
 
 @contextlib.contextmanager
 def _signals(stop: Callable[..., None]) -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into a stop at the end of the step in hand.
+    """Turn what asks a program to stop into a stop at the end of the step in hand.
 
     Where someone answers SIGUSR2, a scheduler gives its warnings by it: submitit under Slurm, before it preempts a job
     or the time is up. It then means stop, and is passed on once the run is saved, so that the job is queued again;
@@ -514,8 +521,9 @@ def _signals(stop: Callable[..., None]) -> Iterator[None]:
         stop()
 
     scheduled = callable(signal.getsignal(signal.SIGUSR2))
-    answers = {signal.SIGUSR2: warn} if scheduled else {signal.SIGTERM: stop}
-    before = {number: signal.signal(number, answer) for number, answer in ({signal.SIGINT: stop} | answers).items()}
+    answers = {number: stop for number in jobs.asking() if not (scheduled and number == signal.SIGTERM)}
+    answers |= {signal.SIGUSR2: warn} if scheduled else {}
+    before = {number: signal.signal(number, answer) for number, answer in answers.items()}
     try:
         yield
     finally:

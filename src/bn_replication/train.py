@@ -21,12 +21,13 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bn_replication import jobs, launch, progress
 from bn_replication.errors import UserError, nearest, no_room
+from bn_replication.records import UNWRITABLE
 from bn_replication.schema import known_keys, validate
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -52,6 +53,7 @@ _PATIENCE = 10.0
 _LONGEST = 255  # bytes, of a folder's name
 # How Hydra's complaint of a group that is given a number or a mapping (variant=0) begins.
 _NO_NAME = "Config group override"
+_QUOTES = "quotes that survive the shell around a value with spaces, commas or letters beyond ASCII: 'key=\"value\"'"
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
@@ -177,7 +179,8 @@ def main() -> int:
         if asks_only or any(word.startswith("--shell-completion") for word in sys.argv):
             job()
             return 0
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+        for number in jobs.asking():
+            signal.signal(number, signal.default_int_handler)  # as Ctrl-C
         several = bool({"-m", "--multirun"} & set(sys.argv))
         if "," in (studies := _assigned().get("experiment", "")):
             raise UserError(
@@ -206,11 +209,14 @@ def main() -> int:
             raise
         return _refused(error)
     except OSError as error:
-        # Hydra makes the folder of the records before anything of ours can; any other is no mistake of the user's.
-        place = Path(_assigned().get("machine.results", "results/runs")).absolute()
-        if error.filename is None or Path(error.filename).absolute() not in (place, *place.parents):
+        # Hydra makes the folder of the records, and writes a file into it, before anything of ours can; a full disk has
+        # no name. Any other is no mistake of the user's.
+        place = Path(_assigned().get("machine.results", "results/runs").strip("'\"")).absolute()
+        at = Path(error.filename or place).absolute()
+        nameless = error.filename is None and error.errno not in UNWRITABLE
+        if nameless or not (at.is_relative_to(place) or place.is_relative_to(at)):
             raise
-        return _refused(no_room(error.filename, error.strerror))
+        return _refused(no_room(place if at.is_relative_to(place) else at, error.strerror))
     except KeyboardInterrupt:
         return 130
 
@@ -248,6 +254,10 @@ def explain(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if not text and error.__cause__ is not None:  # Hydra's "composition failed" leaves the reason to its cause
         return explain(error.__cause__)
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
+    if match := re.search(r"Ambiguous value for argument '(.+)' 1\. To use it as a list", text):
+        return f"found {match[1]!r}, expected one value, or -m to sweep over several, or {_QUOTES}"
     if match := re.search(r"Interpolation key 'tuned\.([^']+)' not found", text):
         return (
             f"found no tuned.{match[1]}, expected the rate that a sweep has chosen; run the one that the study's file "
@@ -258,6 +268,13 @@ def explain(error: BaseException) -> str:
         given = _assigned()
         if key in given and _files_of(key):  # a group, given values where it takes a name
             return f"found {key}={given[key]}, {_expected_of(key, given[key])}"
+        group = key.partition(".")[0]
+        if elsewhere := _files_with(key):
+            chosen = f"{group}={given[group]}" if group in given else f"the {group} that is chosen"
+            return (
+                f"found key '{key}', which comes with {group}={', '.join(elsewhere)}, expected one of {chosen}; "
+                "mend it on the command line or in configs/experiment/"
+            )
         return (
             f"found unknown key '{key}', expected one of configs/train.yaml{nearest(key, _all_keys())}; "
             "mend it on the command line or in configs/experiment/"
@@ -266,13 +283,19 @@ def explain(error: BaseException) -> str:
         return f"found no readable value for {match[1]}, expected a number; mend it, or JOBS, in the environment"
     if match := re.search(r"Could not (?:find|load) 'hydra/launcher/(submitit_\w+)'", text):
         return f"found no launcher {match[1]}, expected hydra-submitit-launcher; pip install -e '.[slurm]' has it"
-    if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+    if match := re.search(r"Could not find '([^']+)/([^'/]*)'", text):
         return f"found {match[1]}={match[2]}, {_expected_of(match[1], match[2])}"
     if text.startswith(_NO_NAME):  # says neither which group nor what it was given
         for key, value in _assigned().items():
+            if not key:
+                return _unreadable(f"={value}")
             if (names := _files_of(key)) and value not in names:
                 return f"found {key}={value!r}, {_expected_of(key, value)}"
     return text
+
+
+def _unreadable(word: str) -> str:
+    return f"found {word!r}, expected key=value, with {_QUOTES}; mend it on the command line or in configs/experiment/"
 
 
 def _assigned() -> dict[str, str]:
@@ -285,6 +308,12 @@ def _files_of(group: str) -> list[str]:
     """Return the names that ``group`` (norm, or norm@last_norm) may be given; none if it is no group of configs/."""
     folder = CONFIGS / group.partition("@")[0]
     return sorted(path.stem for path in folder.glob("*.yaml")) if group else []
+
+
+def _files_with(key: str) -> list[str]:
+    """Return the names that a group may be given for there to be ``key`` (norm.groups), one in the group."""
+    group, _, inner = key.partition(".")
+    return [name for name in _files_of(group) if inner in list(OmegaConf.load(CONFIGS / group / f"{name}.yaml"))]
 
 
 def _expected_of(group: str, value: str) -> str:

@@ -6,11 +6,11 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.faults.processes import INCEPTION, configuration, ended, finished, forked, place
+from tests.faults.processes import INCEPTION, MLP, configuration, ended, finished, forked, place, program
 
 from bn_replication import checkpoint, records
 from bn_replication.errors import UserError
@@ -70,6 +70,26 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(small_disk: Path, at: 
     assert ballast is not None
     ballast.unlink()
     assert finished(cfg, "a") == alone
+
+
+@pytest.mark.parametrize("words", [("-m", "seed=0"), ("seed=0",)], ids=["a sweep", "a run"])
+@pytest.mark.parametrize("state", ["full", "read-only"])
+def test_a_disk_where_nothing_can_be_begun_is_one_line_and_exit_code_2(
+    small_disk: Path, state: str, words: tuple[str, ...], reap: Callable[..., subprocess.Popen[str]]
+) -> None:
+    results = small_disk / "runs"
+    results.mkdir()
+    if state == "full":
+        fill(small_disk, 0)
+    else:
+        subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    process = reap(program(*words, *MLP, "steps=2", results=results))
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 2, said
+    assert "Traceback" not in said
+    assert f"{results}" in said
+    why = "No space left on device" if state == "full" else "Read-only file system"
+    assert f"found '{why}', expected room to write" in said
 
 
 def test_a_record_that_does_not_fit_is_written_when_there_is_room(small_disk: Path) -> None:

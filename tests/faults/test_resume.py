@@ -98,6 +98,38 @@ def test_where_both_checkpoints_are_damaged_both_are_named_and_the_run_begins_ag
     assert ending(directory) == alone
 
 
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[1]", b"", None], ids=str)
+def test_checkpoints_of_a_run_that_nobody_can_tell_are_refused_and_kept(
+    tmp_path: Path, content: bytes | None, alone: dict[str, Any]
+) -> None:
+    cfg = configuration(tmp_path, *SHORT, "machine.checkpoint_every=10")
+    directory = stopped(cfg, "a", 27)
+    marker = directory / STARTED
+    whole = marker.read_bytes()
+    marker.unlink()
+    if content is not None:
+        marker.write_bytes(content)
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    for _ in range(2):
+        with pytest.raises(UserError, match=rf"{STARTED}: found no configuration beside a checkpoint, expected"):
+            run(cfg, "a")
+        assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
+    marker.write_bytes(whole)
+    assert run(cfg, "a").status == "completed"
+    assert ending(directory) == alone
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[1]"], ids=str)
+def test_where_there_is_no_checkpoint_a_damaged_mark_is_written_anew(
+    tmp_path: Path, content: bytes, alone: dict[str, Any]
+) -> None:
+    cfg = configuration(tmp_path, *SHORT)
+    place(cfg, "a").mkdir(parents=True)
+    (place(cfg, "a") / STARTED).write_bytes(content)
+    assert run(cfg, "a").status == "completed"
+    assert ending(place(cfg, "a")) == alone
+
+
 def test_another_version_of_torch_is_refused_with_the_difference_and_recorded_when_asked(tmp_path: Path) -> None:
     cfg = configuration(tmp_path, *SHORT)
     directory = stopped(cfg, "a", 17)

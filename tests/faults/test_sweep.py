@@ -46,9 +46,12 @@ def trained(results: Path, runs: int) -> bool:
     [
         pytest.param(LONG, signal.SIGINT, "group", id="Ctrl-C on a run"),
         pytest.param(LONG, signal.SIGTERM, "parent", id="SIGTERM to a run"),
+        pytest.param(LONG, signal.SIGHUP, "parent", id="SIGHUP to a run"),
         pytest.param(SWEEP, signal.SIGINT, "group", id="Ctrl-C on a sweep"),
         pytest.param(SWEEP, signal.SIGINT, "parent", id="SIGINT to a sweep alone"),
         pytest.param(SWEEP, signal.SIGTERM, "parent", id="SIGTERM to a sweep alone"),
+        pytest.param(SWEEP, signal.SIGHUP, "group", id="a sweep's terminal closed"),
+        pytest.param(SWEEP, signal.SIGHUP, "parent", id="SIGHUP to a sweep alone"),
         pytest.param(SWEEP, signal.SIGKILL, "parent", id="a sweep killed"),
     ],
 )
@@ -69,6 +72,7 @@ def test_asked_once_everything_stops_with_its_checkpoints_saved(
         assert state is not None
         assert state["step"] > 1000
         assert len(rows(directory)) == state["step"] // 1000 + 1
+        assert number == signal.SIGKILL or f" {state['step']}/1000000 " in said
     if number == signal.SIGKILL:
         return
     assert process.returncode == 130
@@ -76,6 +80,17 @@ def test_asked_once_everything_stops_with_its_checkpoints_saved(
     assert said.count("stopped when asked to; what it had done is saved") == at_once
     if "-m" in words:
         assert "1 never started" in said
+
+
+@pytest.mark.parametrize("words", [(), ("-m",)], ids=["a run", "a sweep"])
+def test_what_nohup_started_minds_no_closed_terminal(words: tuple[str, ...], tmp_path: Path, reap: Any) -> None:
+    short = (*words, *LONG[:2], "steps=4000", "evaluate.times=4", "probe.enabled=false", "seed=0")
+    process = reap(program(*short, results=tmp_path, before=("nohup",)))
+    until(lambda: trained(tmp_path, 1), 240)
+    os.killpg(process.pid, signal.SIGHUP)
+    said = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, said
+    assert "1 job: 1 completed" in said
 
 
 def test_asked_many_times_over_it_stops_as_if_asked_once(tmp_path: Path) -> None:

@@ -162,6 +162,7 @@ def test_a_killed_rank_ends_the_job_by_name_and_the_same_command_goes_on_to_the_
     [
         pytest.param(signal.SIGTERM, "parent", id="SIGTERM to torchrun"),
         pytest.param(signal.SIGINT, "group", id="Ctrl-C"),
+        pytest.param(signal.SIGHUP, "group", id="terminal closed"),
         pytest.param(signal.SIGKILL, "parent", id="torchrun killed"),
     ],
 )

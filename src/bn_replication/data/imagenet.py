@@ -177,8 +177,8 @@ class _Reads(Dataset[Any]):
 
 
 def _deaf(_: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which reach all processes of a terminal or a job, to the one that saves."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Leave Ctrl-C, SIGTERM and SIGHUP, which reach all processes of a terminal or a job, to the one that saves."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 
