@@ -121,6 +121,22 @@ MUTANTS = [
            "tests/test_report.py -k damaged"),
     Mutant("a rule changed unseen", "verify.py", "if stored != entry_digest(entry) and stored not in amended:",
            "if False:", "tests/test_verify.py"),
+    # --- what is measured, and kept
+    Mutant("probes' layers under running averages", "probes.py",
+           "            with evaluating(self.model), batch_statistics(self.model), last_noise(self.model):",
+           "            with evaluating(self.model), last_noise(self.model):",
+           "tests/test_measured.py -k algorithm_1"),
+    Mutant("the population's statistics are running ones", "measures.py",
+           "frozen(model, population_statistics(model, self.inputs.after_training(batches)))", "frozen(model, {})",
+           "tests/test_measured.py -k every_statistics"),
+    Mutant("the cost of a step swapped with BN's", "measures.py", "own, batch = seconds_per_step",
+           "batch, own = seconds_per_step", "tests/test_measured.py -k cost"),
+    Mutant("censored runs decide by their scatter", "stats.py", "if tuple(lows) != tuple(highs):", "if False:",
+           "tests/test_stats.py"),
+    Mutant("a seed timed to another's plain net", "figures/frames.py", "target, frame = targets.get(row.seed, np.nan)",
+           "target, frame = max(targets.values())", "tests/test_figures_seeds.py"),
+    Mutant("a record lost where it cannot be replaced", "publish.py", "                os.rename(old, target)\n",
+           "                pass\n", "tests/test_publish.py -k could_not_be_replaced"),
 ]  # fmt: skip
 
 
