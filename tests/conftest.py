@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import os
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from hypothesis import settings
 from omegaconf import DictConfig
 
+from bn_replication.provenance import environment
 from bn_replication.schema import Config
 from bn_replication.train import CONFIGS, arm_of, resolved, validate
 
@@ -26,6 +29,18 @@ settings.register_profile("ours", deadline=None, print_blob=True, derandomize=bo
 settings.load_profile("ours")
 
 Compose = Callable[..., tuple[Config, str]]
+
+
+@contextlib.contextmanager
+def no_room(size: int = 100) -> Iterator[None]:
+    """Let no file grow beyond ``size`` bytes: to whoever writes, the disk is as good as full."""
+    environment("cpu", 1)  # which asks git, once: within the limit it would be killed and leave its lock behind
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @functools.cache

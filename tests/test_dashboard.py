@@ -61,7 +61,11 @@ def test_without_an_account_it_says_what_it_would_make(
     assert "activations/module0.act/p50" in text
     assert "histograms/module2.act" in text
     assert '"x_axis": "step"' in text or '"xAxis": "step"' in text  # wandb's own counts rows
+    (tmp_path / "file").write_text("")
     capsys.readouterr()
+    assert dashboard.main([*roots, "--json", str(tmp_path / "file" / "json")]) == 2
+    expected = "expected room to write; free some space or mend --json"
+    assert capsys.readouterr().err == f"{tmp_path / 'file' / 'json'}: found 'Not a directory', {expected}\n"
     assert dashboard.main(["--sync", "fig1_mnist", *roots]) == 2
     assert "found no wandb account" in capsys.readouterr().err
     assert dashboard.main(["--sync", "fig1_mist"]) == 2

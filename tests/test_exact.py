@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.conftest import no_room
 from torch import Tensor
 
 from bn_replication import exact, norms, records
@@ -147,3 +148,16 @@ def test_help_needs_no_torch() -> None:
     code += "finally: assert 'torch' not in sys.modules"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert "--seeds" in found.stdout
+
+
+def test_a_full_disk_is_one_line_with_its_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact, "CLAIMS", {"identity": exact.CLAIMS["identity"]})
+    with no_room():
+        assert exact.main(tmp_path, "smoke", 1) == 2
+    expected = "expected room to write; free some space or mend --out (make: RESULTS=...)"
+    place = tmp_path / "smoke/exact/identity/seed=0"
+    assert capsys.readouterr().err == f"error: {place}: found 'File too large', {expected}\n"
+    assert list(place.iterdir()) == []
+    assert exact.main(tmp_path, "smoke", 1) == 0

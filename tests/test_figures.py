@@ -18,7 +18,7 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 from PIL import Image
-from tests.conftest import Compose
+from tests.conftest import Compose, no_room
 
 from bn_replication import figures, metrics, panels, records, stats
 from bn_replication.figures.__main__ import main
@@ -607,6 +607,27 @@ def test_the_command_line_draws_what_it_is_asked(tmp_path: Path, capsys: Any) ->
     assert main(there) == 0
     written = {path.name for path in tmp_path.glob("out/*/fig1_mnist/*")}
     assert {"fig1a.svg", "fig1a.png", "fig1a.csv", "layers.png"} <= written
+
+
+@pytest.mark.parametrize("root", ["nowhere", "file"])
+def test_a_root_without_runs_is_told(tmp_path: Path, root: str, capsys: Any) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["--root", str(tmp_path / root), "--out", str(tmp_path / "out")]) == 2
+    expected = "expected some; run a study first or mend --root"
+    assert capsys.readouterr().err == f"found no runs in {tmp_path / root}, {expected}\n"
+
+
+def test_figures_that_cannot_be_written_are_told_in_one_line(tmp_path: Path, capsys: Any) -> None:
+    figure_1(tmp_path / "runs", seeds=1)
+    (tmp_path / "file").write_text("")
+    root = ["fig1_mnist", "--root", str(tmp_path / "runs"), "--out"]
+    for out, why in ((tmp_path / "file" / "out", "Not a directory"), (tmp_path / "full", "File too large")):
+        with no_room():
+            assert main([*root, str(out)]) == 2
+        place = out / "laptop" / "fig1_mnist"
+        expected = "expected room to write; free some space or mend --out"
+        assert capsys.readouterr().err == f"{place}: found '{why}', {expected}\n"
+        assert not list(tmp_path.rglob(".*.tmp"))
 
 
 @pytest.mark.parametrize(("script", "write"), [("fig1_mnist", figure_1), ("fig2_inception", figure_2)])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.conftest import no_room
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,6 +21,7 @@ from bn_replication.models.architecture import (
     COUNTED,
     architecture_summary,
     lines,
+    main,
     parameters,
     report,
     write_records,
@@ -121,6 +123,16 @@ def test_command_prints_both_readings_and_files_the_records(tmp_path):
     runs = load_runs(tmp_path, study="architecture").set_index("arm")
     assert runs.loc["parameter-count", "summary.parameters"] == 11_295_240
     assert runs.loc["compute", "summary.ratio"] == pytest.approx(1.284, abs=1e-3)
+
+
+def test_records_that_cannot_be_written_are_one_line_with_their_place(tmp_path, capsys):
+    with no_room():
+        assert main(["--out", str(tmp_path), "--scale", "smoke"]) == 2
+    place, expected = tmp_path / "smoke/architecture", "expected room to write; free some space or mend --out"
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {place}/")
+    assert said.endswith(f"found 'File too large', {expected} (make: RESULTS=...)\n")
+    assert said.count("\n") == 1
 
 
 # --- exact rewrites -----------------------------------------------------------------------------------------

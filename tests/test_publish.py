@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
+from tests.conftest import no_room
 
 from bn_replication import publish, records, verify
 from bn_replication.errors import UserError
@@ -421,3 +422,39 @@ def test_a_published_figure_is_what_its_records_draw_today(study: Path, tmp_path
         published_words, published_numbers = said(published / name)
         assert words == published_words, name
         assert numbers == pytest.approx(published_numbers, rel=1e-3, abs=0.11 if name.endswith("svg") else 0), name
+
+
+@pytest.mark.parametrize(
+    ("where", "why"),
+    [("file/published", "Not a directory"), ("/proc/x", "No such file or directory"), ("full", "File too large")],
+)
+def test_a_place_that_cannot_be_written_is_one_line_and_runs_stay(
+    place: Path, where: str, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "file").write_text("")
+    paths = ["--from", str(place / "runs"), "--readme", str(place / "README.md")]
+    before = {path: path.read_bytes() for path in (place / "runs").rglob("*") if path.is_file()}
+    with no_room():
+        assert publish.main([*paths, "--to", str(place / where)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(str(place / where))
+    assert f"found '{why}', expected " in said
+    assert said.count("\n") == 1
+    assert {path: path.read_bytes() for path in (place / "runs").rglob("*") if path.is_file()} == before
+    assert not list(place.rglob(".publish-*"))
+
+
+def test_pages_that_cannot_be_written_are_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(place) == 0
+    readme = (place / "README.md").read_text()
+    capsys.readouterr()
+    with no_room():
+        assert run(place) == 2
+    expected = "expected room to write; free some space or mend --to or --readme"
+    assert capsys.readouterr().err == (
+        f"{place / 'published'} or {place / 'README.md'}: found 'File too large', {expected}\n"
+    )
+    assert (place / "README.md").read_text() == readme
+    there = ["--from", str(place / "runs"), "--to", str(place / "published")]
+    assert publish.main([*there, "--readme", str(place)]) == 2
+    assert "expected the page with the scoreboard; mend --readme" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from tests.conftest import no_room
 
 from bn_replication import figures, panels, records, report, stats
 from bn_replication.errors import UserError
@@ -530,3 +531,32 @@ def test_a_run_copied_beside_itself_is_told_and_not_counted_twice(
     assert report.main(["--root", str(tmp_path / "runs"), "--out", str(tmp_path / "report.html")]) == 2
     found = "found the record of laptop/fig1_mnist/norm=none/seed=0, expected that of its own path"
     assert capsys.readouterr().err == f"{copy}: {found}; move it back, or out of here\n"
+
+
+def test_what_cannot_be_read_is_not_told_as_what_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "runs", "fig1_mnist", "norm=none", 0, [0.1, 0.2])
+    there, out = ["--root", str(tmp_path / "runs")], tmp_path / "report.html"
+    with no_room():
+        assert report.main([*there, "--out", str(out)]) == 2
+    expected = "expected room to write; free some space or mend --out"
+    assert capsys.readouterr().err == f"{out}: found 'File too large', {expected}\n"
+    (run / records.RUN).unlink()
+    (run / records.RUN).mkdir()
+    assert report.main([*there, "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"{run / records.RUN}: found 'Is a directory', expected a place to read")
+    assert said.count("\n") == 1
+    assert not out.exists()
+
+
+def test_links_lead_to_records_that_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with RESULTS=...: the page in results/ below here, records on another disk."""
+    write_run(tmp_path / "disk" / "runs", "fig1_mnist", "norm=none", 0, [0.1, 0.2])
+    (tmp_path / "here" / "results").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    for root in (tmp_path / "disk" / "runs", Path("../disk/runs")):
+        links = [r for r in Page(report.page([root])).references if r.endswith("/fig1_mnist/")]
+        assert links
+        assert all((Path("results") / link).is_dir() for link in links)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -75,6 +76,35 @@ def test_where_a_study_stands(tmp_path: Path) -> None:
         # Eight to come and half of one, by the step, on two cores.
         assert found.seconds == pytest.approx(8.5 * 50_000 * 61 / 400 / 2)
     assert status.now(found) == "running, at 50%, 1 failed"
+
+
+@pytest.mark.parametrize("damaged", ['{"step": 3', "[1]", "3", '{"step": "one"}', '{"loss": 1}', "\0\0", "\udc80"])
+def test_a_damaged_line_of_a_curve_hides_no_study(tmp_path: Path, damaged: str) -> None:
+    job = stand(tmp_path).jobs[0]
+    curve = job.directory(tmp_path / "runs", "laptop") / records.CURVES
+    curve.parent.mkdir(parents=True)
+    (curve.parent / "started.json").write_text("{}")
+    rows = [json.dumps({"step": step}) for step in (0, 25_000)]
+    assert status.reached(curve) == 0
+    for lines, step in (([rows[0], damaged, rows[1]], 25_000), ([*rows, damaged], 25_000), ([damaged], 0)):
+        curve.write_bytes("\n".join(lines).encode(errors="surrogateescape"))
+        assert status.reached(curve) == step
+        assert len(stand(tmp_path).stopped) == 1
+
+
+def test_what_is_no_root_and_no_record_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert status.main(["--root", str(tmp_path / "file"), "fig1_mnist"]) == 2
+    first, record = status.jobs("fig1_mnist", "laptop")[0], tmp_path / "file" / "laptop"
+    assert str(record) in (said := capsys.readouterr().err)
+    assert "found 'Not a directory', expected a place to read" in said
+    assert said.count("\n") == 1
+    record = first.directory(tmp_path / "runs", "laptop") / records.RUN
+    record.mkdir(parents=True)
+    assert status.main(["--root", str(tmp_path / "runs"), "fig1_mnist"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"{record}: found 'Is a directory', expected a place to read")
+    assert said.count("\n") == 1
 
 
 def test_a_study_without_records_of_its_own_is_timed_by_its_kind_of_net(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ import yaml
 
 from bn_replication import records
 from bn_replication.claims import judge
-from bn_replication.errors import UserError, nearest, one_line
+from bn_replication.errors import UserError, nearest, one_line, writing
 from bn_replication.figures import Frame
 from bn_replication.ledger import EXPERIMENTS, PAPER, Entry, load_ledger, read_yaml
 from bn_replication.records import load_runs, run_rows
@@ -359,10 +359,11 @@ def make(roots: Sequence[Path], folder: Path | None) -> int:
     print(describe(*made))
     print(f"valid: {sizes[0] / 1000:.0f} kB and {sizes[1] / 1000:.0f} kB")
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, each in zip(("workspace", "report"), made, strict=True):
-            text = json.dumps(validated(each), indent=1, ensure_ascii=False)
-            records.atomic_write(folder / f"{name}.json", (text + "\n").encode())
+        with writing(folder, "--json"):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, each in zip(("workspace", "report"), made, strict=True):
+                text = json.dumps(validated(each), indent=1, ensure_ascii=False)
+                records.atomic_write(folder / f"{name}.json", (text + "\n").encode())
         print(f"written to {folder}")
     elif account:
         for each in made:

@@ -1,14 +1,21 @@
-"""The one error a user's mistake raises, and the nearest valid name to put in it."""
+"""The one error a user's mistake raises, the nearest valid name to put in it, and places that cannot be used."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
 import functools
+import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import ParamSpec
 
 P = ParamSpec("P")
+
+# What the system says of a place that is full, closed, or not what it was taken for. Any other OSError is a defect.
+_OF_PLACES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS}
+_OF_PLACES |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 class UserError(ValueError):
@@ -23,12 +30,30 @@ def no_room(place: object, why: str | None) -> UserError:
     """Return the mistake of records that cannot be written at ``place``."""
     return UserError(
         f"{place}: found '{why}', expected room to write; earlier records are intact. "
-        "Free some space or set machine.results=..."
+        "Free some space or set machine.results=... (make: RESULTS=...)"
     )
 
 
+@contextlib.contextmanager
+def writing(place: object, flag: str) -> Iterator[None]:
+    """Say in one line, as a :class:`UserError`, that the block could not write at ``place``, which ``flag`` sets.
+
+    The block should read nothing, as a file that cannot be read would be told as one that cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OF_PLACES:
+            raise
+        found = f"found '{os.strerror(error.errno)}', expected room to write"
+        raise UserError(f"{place}: {found}; free some space or mend {flag}") from error
+
+
 def one_line(prefix: str = "") -> Callable[[Callable[P, int]], Callable[P, int]]:
-    """Decorate a command's ``main``: a user's mistake becomes one line, after ``prefix``, and exit code 2."""
+    """Decorate a command's ``main``: a user's mistake becomes one line, after ``prefix``, and exit code 2.
+
+    So does a file or folder that cannot be read or written.
+    """
 
     def decorate(main: Callable[P, int]) -> Callable[P, int]:
         @functools.wraps(main)
@@ -36,8 +61,15 @@ def one_line(prefix: str = "") -> Callable[[Callable[P, int]], Callable[P, int]]
             try:
                 return main(*args, **kwargs)
             except UserError as error:
-                print(f"{prefix}{error}", file=sys.stderr)
-                return 2
+                complaint = error
+            except OSError as error:
+                if error.errno not in _OF_PLACES:
+                    raise
+                place = "" if error.filename is None else f"{error.filename}: "
+                expected = "expected a place to read and write; mend its path, or what lies there"
+                complaint = UserError(f"{place}found '{os.strerror(error.errno)}', {expected}")
+            print(f"{prefix}{complaint}", file=sys.stderr)
+            return 2
 
         return told
 

@@ -45,7 +45,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from bn_replication import norms, records
-from bn_replication.errors import UserError
+from bn_replication.errors import UserError, one_line, writing
 from bn_replication.ledger import digests_for_study
 from bn_replication.provenance import environment
 from bn_replication.streams import generator
@@ -476,52 +476,46 @@ def run(claim: str, seed: int, scale: str, root: Path) -> dict[str, float] | Non
             changed = sorted(key for key, value in config.items() if record["config"].get(key) != value)
             raise UserError(f"{directory}: found a record with other {', '.join(changed)}; remove it to run again")
         return None
-    directory.mkdir(parents=True, exist_ok=True)
     rules = digests_for_study("exact")
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
     summary, rows = CLAIMS[claim](generator(seed, f"exact/{claim}"))
-    files = {}
-    if rows:
-        text = "".join(map(records.json_line, rows)).encode()
-        records.atomic_write(directory / records.CURVES, text)
-        files[records.CURVES] = records.digest(text)
-    records.write_run_json(
-        directory,
-        {
-            "study": "exact",
-            "arm": claim,
-            "seed": seed,
-            "scale": scale,
-            "status": "completed",
-            "reason": None,
-            "steps_done": int(rows[-1]["step"]) if rows else CASES,
-            "summary": summary,
-            "config": config,
-            "choices": {},
-            "rules": rules,
-            "files": files,
-            "environment": environment("cpu", 1),
-            "started": started.isoformat(timespec="seconds"),
-            "seconds": round(time.perf_counter() - clock, 3),
-        },
-    )
+    text = "".join(map(records.json_line, rows)).encode()
+    record = {
+        "study": "exact",
+        "arm": claim,
+        "seed": seed,
+        "scale": scale,
+        "status": "completed",
+        "reason": None,
+        "steps_done": int(rows[-1]["step"]) if rows else CASES,
+        "summary": summary,
+        "config": config,
+        "choices": {},
+        "rules": rules,
+        "files": {records.CURVES: records.digest(text)} if rows else {},
+        "environment": environment("cpu", 1),
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - clock, 3),
+    }
+    with writing(directory, "--out (make: RESULTS=...)"):
+        directory.mkdir(parents=True, exist_ok=True)
+        if rows:
+            records.atomic_write(directory / records.CURVES, text)
+        records.write_run_json(directory, record)
     return summary
 
 
+@one_line("error: ")
 def main(out: Path, scale: str, seeds: int) -> int:
     """Measure every claim that has no record yet, print a line each, and return the exit code."""
     torch.set_num_threads(1)  # the cases are small
-    try:
-        if seeds < 1:
-            raise UserError(f"found --seeds {seeds}, expected 1 or more")
-        for seed in range(seeds):
-            for claim in CLAIMS:
-                summary = run(claim, seed, scale, out)
-                outcome = "complete already" if summary is None else f"error {summary['error']:.1e}"
-                print(f"{claim:<20} seed {seed}  {outcome}", flush=True)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if seeds < 1:
+        raise UserError(f"found --seeds {seeds}, expected 1 or more")
+    for seed in range(seeds):
+        for claim in CLAIMS:
+            summary = run(claim, seed, scale, out)
+            outcome = "complete already" if summary is None else f"error {summary['error']:.1e}"
+            print(f"{claim:<20} seed {seed}  {outcome}", flush=True)
     return 0
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from bn_replication import figures, sensitivity, verify
-from bn_replication.errors import UserError, nearest, one_line
+from bn_replication.errors import UserError, nearest, one_line, writing
 from bn_replication.ledger import load_ledger
 from bn_replication.records import (
     ACTIVATIONS,
@@ -204,8 +204,9 @@ def again(target: Path) -> int:
         how = {**_how(how["from"], every, units), "digits": min(how["digits"], DIGITS)}
         if (_signed(contents), how) != (record["files"], record["published"]):
             slim = {**record, "files": _signed(contents), "published": how}
-            promote(Promotion(directory, directory, slim, _packed(contents), "replaced"))
-            verify.sign(target, [directory])
+            with writing(directory, "--to"):
+                promote(Promotion(directory, directory, slim, _packed(contents), "replaced"))
+                verify.sign(target, [directory])
             changed += 1
     return changed
 
@@ -306,11 +307,12 @@ def draw(root: Path, studies: Iterable[tuple[str, str]]) -> list[Path]:
         runs = load_runs(root, study, scale)
         folder = root / scale / study / "figures"
         drawings = [] if sensitivity.of_study(study) else figures.draw_study(runs)
-        for drawing in drawings:
-            figures.save(drawing, folder, kinds=("svg",))
-        for path in folder.glob("*.*"):
-            if path.name.partition(".")[0] not in {drawing.name for drawing in drawings}:
-                path.unlink()
+        with writing(folder, "--to"):
+            for drawing in drawings:
+                figures.save(drawing, folder, kinds=("svg",))
+            for path in folder.glob("*.*"):
+                if path.name.partition(".")[0] not in {drawing.name for drawing in drawings}:
+                    path.unlink()
         folders.append(folder)
     return folders
 
@@ -330,8 +332,9 @@ def publish(
         raise UserError(f"found no runs in {source}, expected some; run a study first or mend --from")
     for promotion in promotions:
         if promotion.state != "unchanged":
-            promote(promotion)
-            verify.sign(target, [promotion.target])  # at once: what is cut off here can be typed again
+            with writing(promotion.target, "--to"):
+                promote(promotion)
+                verify.sign(target, [promotion.target])  # at once: what is cut off here can be typed again
     return promotions
 
 
@@ -356,13 +359,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--failed", action="store_true", help="publish failed runs too")
     parser.add_argument("--readme", type=Path, default=Path("README.md"), help="whose scoreboard is written anew")
     options = parser.parse_args(arguments)
-    if not options.readme.exists():
-        raise UserError(f"found no {options.readme}, expected the page with the scoreboard; mend --readme")
+    if not options.readme.is_file():
+        raise UserError(f"found no file {options.readme}, expected the page with the scoreboard; mend --readme")
     with_scoreboard(options.readme.read_text(), "")  # before anything is written: are its markers there?
+    pages = writing(f"{options.target} or {options.readme}", "--to or --readme")
     if options.again:
         _refuse_altered(options.target, "nothing compacted")
         print(f"{again(options.target)} published runs compacted anew")
-        verify.write(options.target, options.readme, load_ledger())
+        with pages:
+            verify.write(options.target, options.readme, load_ledger())
         return 0
     promotions = publish(options.source, options.target, options.studies, options.replace, options.failed)
     for promotion in promotions:
@@ -372,7 +377,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # What stands as it stood needs no new figures, unless it never had any.
     draw(options.target, sorted({p.study for p in promotions if p.state != "unchanged" or not p.drawn}))
     _refuse_altered(options.target, "published, but the tables stay as they were")
-    verify.write(options.target, options.readme, load_ledger())
+    with pages:
+        verify.write(options.target, options.readme, load_ledger())
     for fault in verify.changed_rules(options.target, load_ledger()):
         print(f"warning: {fault}", file=sys.stderr)
     return 0

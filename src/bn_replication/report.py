@@ -31,7 +31,7 @@ from markupsafe import Markup
 
 from bn_replication import fig4, figures, panels, sensitivity
 from bn_replication.claims import Verdict, judge
-from bn_replication.errors import UserError, nearest, one_line
+from bn_replication.errors import UserError, nearest, one_line, writing
 from bn_replication.ledger import (
     AMBIGUITIES,
     LEDGER,
@@ -410,28 +410,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--claim", metavar="ID", help="print this claim's evidence and write nothing")
     options = parser.parse_args(arguments)
     roots = options.root or list(ROOTS)
-    try:
-        for root in options.root or []:
-            if not root.is_dir():
-                raise UserError(f"found no directory {root}, expected a root of records; mend --root")
-        if options.claim:
-            show_claim(options.claim, roots)
-            return 0
-        content = page(roots, beside=options.out.parent).encode()
+    for root in options.root or []:
+        if not root.is_dir():
+            raise UserError(f"found no directory {root}, expected a root of records; mend --root")
+    if options.claim:
+        show_claim(options.claim, roots)
+        return 0
+    content = page(roots, beside=options.out.parent).encode()
+    with writing(options.out, "--out"):
         options.out.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(options.out, content)
-        print(f"{options.out}: {len(content) / 1e6:.1f} MB")
-        if len(content) > LIMIT:
-            print(
-                f"warning: {options.out} is over {LIMIT / 1e6:.0f} MB; show fewer roots with --root",
-                file=sys.stderr,
-            )
-    except OSError as error:
-        print(
-            f"{options.out}: found {error.strerror}, expected to write there; mend it with --out",
-            file=sys.stderr,
-        )
-        return 2
+    print(f"{options.out}: {len(content) / 1e6:.1f} MB")
+    if len(content) > LIMIT:
+        print(f"warning: {options.out} is over {LIMIT / 1e6:.0f} MB; show fewer roots with --root", file=sys.stderr)
     return 0
 
 

@@ -10,8 +10,10 @@ are. Colours are off where ``NO_COLOR`` is set or the output is no terminal; the
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import itertools
+import json
 import math
 import sys
 import time
@@ -27,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from bn_replication.errors import UserError, nearest, one_line
 from bn_replication.jobs import cores
 from bn_replication.ledger import STUDIES, load_ledger, swept
-from bn_replication.records import CURVES, RUN, load_runs, read_rows, read_run_json, run_directory
+from bn_replication.records import CURVES, RUN, load_runs, read_run_json, run_directory
 
 Frame: TypeAlias = Any  # to a type checker, as in figures
 CONFIGS = STUDIES.parent
@@ -194,8 +196,7 @@ def state(study: str, scale: str, root: Path, published: Path, runs: Frame, core
         if record is not None:
             failed.append(job)
         elif (place / "started.json").exists():
-            last = max((row["step"] for row in read_rows(place / CURVES, growing=True)), default=0)
-            share = last / job.steps if job.steps else 0.0
+            share = reached(place / CURVES) / job.steps if job.steps else 0.0
             if _at_work(place, held):
                 running.append((job, share))
             else:
@@ -207,6 +208,16 @@ def state(study: str, scale: str, root: Path, published: Path, runs: Frame, core
     ready = sum((job.directory(published, scale) / RUN).exists() for job in wanted)
     to_go = None if seconds is None else seconds / max(1, min(cores, len(wanted) - done))
     return State(study, wanted, ready, done, running, stopped, failed, to_go)
+
+
+def reached(curve: Path) -> int:
+    """Return the step of the last whole row of a curve that may be growing; a damaged or unfinished one tells none."""
+    for line in reversed(curve.read_bytes().splitlines() if curve.exists() else []):
+        with contextlib.suppress(ValueError):  # no JSON, or no text at all
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                return row["step"]
+    return 0
 
 
 def _timed(scale: str, runs: Frame) -> Frame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bn_replication.errors import UserError, nearest, one_line
+from bn_replication.errors import UserError, nearest, one_line, writing
 from bn_replication.figures import draw_study, save
 from bn_replication.records import load_runs
 
@@ -20,7 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("results/figures"), help="default: %(default)s")
     options = parser.parse_args(arguments)
     runs = load_runs(options.root)
-    known = sorted(set(runs["study"])) if len(runs) else []
+    if runs.empty:
+        raise UserError(f"found no runs in {options.root}, expected some; run a study first or mend --root")
+    known = sorted(set(runs["study"]))
     for study in options.studies:
         if study not in known:
             expected = f"expected one of {', '.join(known)}{nearest(study, known)}"
@@ -28,8 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
     for study in options.studies or known:
         for scale, those in runs[runs["study"] == study].groupby("scale"):
             for drawing in draw_study(those):
-                save(drawing, options.out / str(scale) / study)
-                print(options.out / str(scale) / study / f"{drawing.name}.png")
+                folder = options.out / str(scale) / study
+                with writing(folder, "--out"):
+                    save(drawing, folder)
+                print(folder / f"{drawing.name}.png")
     return 0
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import sys
 import time
 from functools import cache, partial
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bn_replication.errors import UserError
+from bn_replication.errors import one_line, writing
 from bn_replication.models.inception import Inception, Reading
 
 # Fig. 5 leaves open what a parameter count includes; every entry but the last is a reading of the figure.
@@ -125,27 +124,26 @@ def write_records(root: Path, scale: str) -> list[Path]:
         directory = root / scale / "architecture" / arm / "seed=0"
         if records.read_run_json(directory) is not None:
             continue
-        directory.mkdir(parents=True, exist_ok=True)
-        records.write_run_json(
-            directory,
-            {
-                "study": "architecture",
-                "arm": arm,
-                "seed": 0,
-                "scale": scale,
-                "status": "completed",
-                "reason": None,
-                "steps_done": 0,
-                "summary": summary,
-                "config": {"study": "architecture", "seed": 0, "headline": HEADLINE},
-                "choices": {},
-                "rules": digests_for_study("architecture"),
-                "files": {},
-                "environment": environment("cpu", torch.get_num_threads()),
-                "started": started.isoformat(timespec="seconds"),
-                "seconds": round(time.perf_counter() - clock, 3),
-            },
-        )
+        record = {
+            "study": "architecture",
+            "arm": arm,
+            "seed": 0,
+            "scale": scale,
+            "status": "completed",
+            "reason": None,
+            "steps_done": 0,
+            "summary": summary,
+            "config": {"study": "architecture", "seed": 0, "headline": HEADLINE},
+            "choices": {},
+            "rules": digests_for_study("architecture"),
+            "files": {},
+            "environment": environment("cpu", torch.get_num_threads()),
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": round(time.perf_counter() - clock, 3),
+        }
+        with writing(directory, "--out (make: RESULTS=...)"):
+            directory.mkdir(parents=True, exist_ok=True)
+            records.write_run_json(directory, record)
         written.append(directory)
     return written
 
@@ -183,6 +181,7 @@ def report() -> str:
     return "\n".join(text)
 
 
+@one_line("error: ")
 def main(arguments: list[str] | None = None) -> int:
     """Print the tables, write the run records if ``--out`` says where, and return the exit code."""
     from bn_replication.ledger import SCALES  # as in write_records
@@ -192,10 +191,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scale", choices=SCALES, default="laptop")
     options = parser.parse_args(arguments)
     print(report())
-    try:
-        for directory in write_records(options.out, options.scale) if options.out else []:
-            print(f"wrote {directory}/run.json")
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for directory in write_records(options.out, options.scale) if options.out else []:
+        print(f"wrote {directory}/run.json")
     return 0
