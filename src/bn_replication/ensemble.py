@@ -60,11 +60,9 @@ ARGUMENTS = parse() if __name__ == "__main__" else None
 import datetime
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 import torch
@@ -73,7 +71,7 @@ from torch import Tensor, nn
 
 from bn_replication import build, checkpoint, evaluate, fig4, records
 from bn_replication.data import Images, Pictures, Split, load
-from bn_replication.errors import UserError
+from bn_replication.errors import UserError, one_line, writing
 from bn_replication.inputs import Inputs
 from bn_replication.jobs import cores
 from bn_replication.ledger import PAPER, read_yaml
@@ -83,10 +81,12 @@ from bn_replication.schema import Config, validate
 from bn_replication.status import axes
 from bn_replication.streams import generator
 from bn_replication.train import CONFIGS, resolved
+from bn_replication.workers import pool
 
 MEMBERS = "members.jsonl"  # of an evaluation: what each network does, or the first so many together
 PROBABILITIES = "probabilities.pt"
 SCHEMES = ("one", "many")
+ROOT_FLAG = "--root (make: RESULTS=...)"
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,8 @@ def measure(directory: Path, place: Place) -> Member:
         probabilities[name] = torch.cat(parts)
         seconds[name] = round(time.monotonic() - clock, 2)
     state = {"weights": signed, "probabilities": probabilities, "seconds": seconds}
-    checkpoint.keep(directory / PROBABILITIES, state)
+    with writing(directory, ROOT_FLAG):
+        checkpoint.keep(directory / PROBABILITIES, state)
     return Member(variant, signed, probabilities, seconds)
 
 
@@ -281,36 +282,37 @@ def write(root: Path, rest: str, runs: Mapping[str, Path], members: Sequence[Mem
                 raise UserError(f"{directory}: found a record of other networks; remove it to evaluate these")
             lines.append(f"{arm} seed={cfg.seed}: complete already")
             continue
-        directory.mkdir(parents=True, exist_ok=True)
         text = "".join(map(records.json_line, row.members)).encode()
-        records.atomic_write(directory / MEMBERS, text)
         diverged = sum(member.weights == "diverged" for member in members)
-        records.write_run_json(
-            directory,
-            {
-                "study": record["study"],
-                "arm": arm,
-                "seed": cfg.seed,
-                "scale": record["scale"],
-                "status": "completed",
-                "reason": None,
-                "steps_done": cfg.steps,
-                "summary": {**row.summary, "diverged_members": diverged},
-                "config": config,
-                "choices": {"evaluation": name, "data": cfg.data.name, "scale": record["scale"]},
-                "rules": rules,
-                "files": {MEMBERS: records.digest(text)},
-                "environment": environment(place.device, 1),
-                "started": started.isoformat(timespec="seconds"),
-                "seconds": round(row.seconds, 2),
-            },
-        )
+        ended = {
+            "study": record["study"],
+            "arm": arm,
+            "seed": cfg.seed,
+            "scale": record["scale"],
+            "status": "completed",
+            "reason": None,
+            "steps_done": cfg.steps,
+            "summary": {**row.summary, "diverged_members": diverged},
+            "config": config,
+            "choices": {"evaluation": name, "data": cfg.data.name, "scale": record["scale"]},
+            "rules": rules,
+            "files": {MEMBERS: records.digest(text)},
+            "environment": environment(place.device, 1),
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": round(row.seconds, 2),
+        }
+        with writing(directory, ROOT_FLAG):
+            directory.mkdir(parents=True, exist_ok=True)
+            records.atomic_write(directory / MEMBERS, text)
+            records.write_run_json(directory, ended)
         lines.append(f"{arm} seed={cfg.seed}: top-1 error {row.summary['top1_error']:.4f}")
     return lines
 
 
+@one_line("error: ")
 def main(options: argparse.Namespace) -> int:
     """Evaluate every network and ensemble that has no record yet, print Figure 4's table, and return the exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     place = Place(options.device, options.data, options.source)
     try:
         build.device(place.device, "--device")
@@ -324,34 +326,32 @@ def main(options: argparse.Namespace) -> int:
             )
         directories = [directory for runs in whole.values() for directory in runs.values()]
         jobs = options.jobs if options.jobs > 0 else 1 if place.device != "cpu" else cores()
-        measured = dict(zip(directories, _measure_all(directories, place, min(jobs, len(directories))), strict=True))
+        measured = _measure_all(directories, place, min(jobs, len(directories)))
         for (rest, _), runs in whole.items():
             for line in write(options.root, rest, runs, [measured[path] for path in runs.values()], place):
                 print(line, flush=True)
         print()
         print(fig4.text(options.root, options.study, options.scale, read_yaml(PAPER)["fig4"]))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         return 130
     return 0
 
 
-def _measure_all(directories: Sequence[Path], place: Place, jobs: int) -> Iterator[Member]:
-    """Yield what :func:`measure` gives of each directory, several at a time, with a line on each as it comes."""
+def _measure_all(directories: Sequence[Path], place: Place, jobs: int) -> dict[Path, Member]:
+    """Return what :func:`measure` gives of each directory, several at a time, with a line on each as it comes."""
     one = partial(measure, place=place)
-    # Spawned, as torch's threads and a GPU's state do not live through a fork; Ctrl-C ends a worker without a word.
-    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), default) if jobs > 1 else None
-    try:
-        for directory, member in zip(directories, (pool.map if pool else map)(one, directories), strict=True):
-            took = sum(member.seconds.values())
-            print(f"{'/'.join(directory.parts[-2:])}: {took:.0f} s", flush=True)
-            yield member
-    finally:
-        if pool:
-            pool.shutdown(cancel_futures=True)
+
+    def told(members: Iterable[Member]) -> dict[Path, Member]:
+        found = {}
+        for directory, member in zip(directories, members, strict=True):
+            print(f"{'/'.join(directory.parts[-2:])}: {sum(member.seconds.values()):.0f} s", flush=True)
+            found[directory] = member
+        return found
+
+    if jobs == 1:
+        return told(map(one, directories))
+    with pool(jobs, "take fewer with --jobs (make: JOBS=...)") as workers:
+        return told(workers.map(one, directories))
 
 
 if ARGUMENTS is not None:

@@ -14,14 +14,12 @@ import argparse
 import itertools
 import json
 import math
-import multiprocessing
 import re
+import signal
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -50,6 +48,7 @@ from bn_replication.provenance import environment
 from bn_replication.schema import Component, Config, validate
 from bn_replication.streams import generator
 from bn_replication.train import CONFIGS, resolved
+from bn_replication.workers import pool
 
 # Axes that change what an update is worth and not what it takes: one composition serves all their values.
 IDLE = ("optimizer", "schedule")
@@ -355,12 +354,8 @@ def plan(
     composed = partial(compose_study, scale=scale, device=device, root=root, seeds=seeds, steps=steps)
     if workers == 1:
         return _plan(map, studies, composed)
-    # Spawned, since a process that holds torch's threads cannot be forked in safety.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        try:
-            return _plan(pool.map, studies, composed)
-        except BrokenProcessPool as error:
-            raise UserError("found a probe killed, most likely for memory, expected room for it") from error
+    with pool(workers, "`taskset -c 0` before the command gives it one core, and so one process") as probes:
+        return _plan(probes.map, studies, composed)
 
 
 def _plan(
@@ -549,6 +544,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="where the probe trains, cpu or cuda; default: %(default)s")
     parser.add_argument("--root", type=Path, default=Path("results/runs"), help="your runs; default: %(default)s")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     asked: dict[str, int] = {}
     for key in ("seeds", "steps"):
         if (number := _number(key.upper(), getattr(options, key), 1, whole=True)) is not None:
@@ -565,8 +561,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"--device: found '{options.device}', expected cpu: torch sees no GPU here")
     places = 1 if cuda else cores()
     clock = time.perf_counter()
-    # A GPU is timed by one process, which has it to itself.
-    studies, nets = plan(names, options.scale, options.root, options.device, places, **asked)
+    try:
+        # A GPU is timed by one process, which has it to itself.
+        studies, nets = plan(names, options.scale, options.root, options.device, places, **asked)
+    except KeyboardInterrupt:
+        return 130
     known = environment(options.device, 1)
     mine = [Machine("yours", tflops * 1e12, 0.0, "you said so")] if tflops else []
     show(
