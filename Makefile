@@ -11,15 +11,24 @@ ifneq ($(shell echo '$(SEEDS)' | grep -Ex '[1-9][0-9]*'),$(SEEDS))
 $(error found SEEDS=$(SEEDS), expected a whole number above 0 (5 is seeds 0 to 4); others are ARGS=seed=3,4)
 endif
 endif
-overrides = scale=$(SCALE) $(if $(SEEDS),'seed=range($(SEEDS))') $(if $(STEPS),steps=$(STEPS)) $(ARGS)
+# RESULTS=... is where your runs lie, for whatever writes or reads them; ARGS=machine.results=... says it as well.
+RESULTS ?= $(or $(patsubst machine.results=%,%,$(lastword $(filter machine.results=%,$(ARGS)))),results/runs)
+# $(call own,--root=) is --root=RESULTS, and empty where that is results/runs, which every command knows.
+own = $(if $(filter-out results/runs,$(RESULTS)),$1'$(RESULTS)')
+both = $(if $(call own),--root results/published $(call own,--root=))
+overrides = scale=$(SCALE) $(if $(SEEDS),'seed=range($(SEEDS))') $(if $(STEPS),steps=$(STEPS)) $(call own,machine.results=) $(ARGS)
+# Of ARGS, what is not for training (KEY=VALUE): a study and its report may be made in one command.
+options = $(foreach word,$(ARGS),$(if $(filter -%,$(word)),$(word),$(if $(findstring =,$(word)),,$(word))))
 
 .DEFAULT_GOAL := replicate
+# One target after the other, whatever -j says: a sweep takes all cores by itself (JOBS=n: so many of them).
+.NOTPARALLEL:
 .PHONY: help setup data imagenet-prepare replicate report figures verify publish test test-faults test-mutants ablations beyond sensitivity ensemble notebooks status plan dashboard wandb-sync lint format bench lock clean exact architecture $(STUDIES)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  Studies, one target each (SCALE=smoke|laptop|gpu|paper SEEDS=n STEPS=n):"
+	@echo "  Studies, one target each (SCALE=smoke|laptop|gpu|paper SEEDS=n STEPS=n RESULTS=folder):"
 	@for study in $(STUDIES); do awk -v s=$$study 'NR == 2 {sub(/^# */, ""); printf "  %-29s %s\n", s, $$0}' configs/experiment/$$study.yaml; done
 
 setup: .venv/ready ## make the environment in .venv (again only when the pins change)
@@ -43,32 +52,32 @@ replicate: setup ## train Figures 1 to 3, judge the claims, write the report
 
 exact architecture: setup ## (exact claims: identities and counts, decided by numerics)
 exact:
-	@$(PY) -m bn_replication.exact --scale $(SCALE)
+	@$(PY) -m bn_replication.exact --scale $(SCALE) $(call own,--out=)
 architecture:
-	@$(PY) -m bn_replication.models.inception --out results/runs --scale $(SCALE) > /dev/null
+	@$(PY) -m bn_replication.models.inception --out $(or $(call own),results/runs) --scale $(SCALE) > /dev/null
 
 $(STUDIES): setup
 	@$(PY) -m bn_replication.train -m experiment=$@ $(overrides)
 
 ensemble: setup ## train Figure 4's six networks, evaluate one crop, 144 and all six together, print its table
 	@$(MAKE) --no-print-directory fig4_ensemble
-	@$(PY) -m bn_replication.ensemble --scale $(SCALE) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
+	@$(PY) -m bn_replication.ensemble --scale $(SCALE) $(if $(JOBS),--jobs $(JOBS)) $(call own,--root=) $(ARGS)
 
 report: setup ## judge what has run and write results/report.html
-	@$(PY) -m bn_replication.report
+	@$(PY) -m bn_replication.report $(both) $(options)
 
 status: setup ## what has run, is running, is missing, and how long it would take
-	@$(PY) -m bn_replication.status --scale $(SCALE) $(STUDY)
+	@$(PY) -m bn_replication.status --scale $(SCALE) $(call own,--root=) $(options) $(STUDY)
 
 plan: setup ## what SCALE=... would take, before it is launched (STUDY=... SEEDS=n STEPS=n PRICE=an hour GPUS=n TFLOPS=yours)
 	@$(PY) -m bn_replication.plan --scale $(SCALE) --price "$(PRICE)" --gpus "$(GPUS)" --tflops "$(TFLOPS)" \
-	  $(if $(SEEDS),--seeds $(SEEDS)) $(if $(STEPS),--steps $(STEPS)) $(ARGS) $(STUDY)
+	  $(if $(SEEDS),--seeds $(SEEDS)) $(if $(STEPS),--steps $(STEPS)) $(call own,--root=) $(ARGS) $(STUDY)
 
 notebooks: setup ## run the notebooks and render them into results/notebooks
 	@$(PY) -m bn_replication.notebooks
 
 dashboard: setup ## make the Weights & Biases workspace and report, or say what they would hold
-	@$(PY) -m bn_replication.dashboard
+	@$(PY) -m bn_replication.dashboard $(both)
 
 wandb-sync: setup ## upload the offline runs of STUDY=...; typed again, it goes on
 	@$(PY) -m bn_replication.dashboard --sync "$(STUDY)"
@@ -76,8 +85,8 @@ wandb-sync: setup ## upload the offline runs of STUDY=...; typed again, it goes 
 figures: setup ## draw every published figure as SVG and PNG into results/figures (ARGS="--root results/runs": your own)
 	@$(PY) -m bn_replication.figures $(STUDY) $(ARGS)
 
-publish: setup ## check the runs in results/runs and promote them to results/published
-	@$(PY) -m bn_replication.publish $(STUDY)
+publish: setup ## check the runs in RESULTS (results/runs) and promote them to results/published
+	@$(PY) -m bn_replication.publish $(call own,--from=) $(options) $(STUDY)
 
 verify: setup ## recompute every verdict and the scoreboard from the published records
 	@$(PY) -m bn_replication.verify
@@ -92,14 +101,15 @@ test-faults: setup ## kill, starve and interrupt the real program, run the noteb
 test-mutants: setup ## plant known faults in a copy of the package and show what caught each
 	@$(PY) tests/mutants/run.py
 
+# One make for all of them, which hands on a signal; a study that fails does not end the rest.
 ablations: setup ## run every ablation study (some five hours on two cores; goes on where it stopped)
-	@for study in $(filter ablation_%,$(STUDIES)); do $(MAKE) --no-print-directory $$study || failed=1; done; exit $${failed:-0}
+	@$(MAKE) --no-print-directory -k $(filter ablation_%,$(STUDIES))
 
 beyond: setup ## run every study of what the field asked after the paper (about an hour and a half on two cores; goes on where it stopped)
-	@for study in $(filter beyond_%,$(STUDIES)) bn_rate own_best_rate; do $(MAKE) --no-print-directory $$study || failed=1; done; exit $${failed:-0}
+	@$(MAKE) --no-print-directory -k $(filter beyond_%,$(STUDIES)) bn_rate own_best_rate
 
 sensitivity: setup ## does an answer hang on a value the paper leaves open? (about two hours on two cores; goes on where it stopped)
-	@for study in $(filter sensitivity_%,$(STUDIES)); do $(MAKE) --no-print-directory $$study || failed=1; done; exit $${failed:-0}
+	@$(MAKE) --no-print-directory -k $(filter sensitivity_%,$(STUDIES))
 
 # `make ablation-affine` is every study of that name: ablation_affine and ablation_affine_mnist.
 ablation-%: setup
