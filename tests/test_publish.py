@@ -192,6 +192,13 @@ def test_what_was_cut_off_can_be_typed_again(place: Path, monkeypatch: pytest.Mo
             run(place)
     assert run(place) == 0
     assert verify.altered_records(published) == []
+    with monkeypatch.context() as between:
+        between.setattr(verify, "sign", cut_off)  # between a run and its line in the manifest
+        with pytest.raises(KeyboardInterrupt):
+            publish.publish(place / "runs", place / "other")
+    assert verify.altered_records(place / "other") != []
+    publish.publish(place / "runs", place / "other")
+    assert verify.altered_records(place / "other") == []
     promote, done = publish.promote, []
 
     def one(promotion: publish.Promotion) -> None:
@@ -273,7 +280,7 @@ def test_a_record_that_could_not_be_replaced_stands_as_it_stood(
 
     with monkeypatch.context() as broken:
         broken.setattr(os, "rename", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(UserError, match="No space left"):
             promoted(tmp_path, replace=True)
     assert tree(tmp_path) == before
     assert not list((tmp_path / "published").rglob(".publish*"))

@@ -13,9 +13,10 @@ from typing import ParamSpec
 
 P = ParamSpec("P")
 
-# What the system says of a place that is full, closed, or not what it was taken for. Any other OSError is a defect.
-_OF_PLACES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS}
-_OF_PLACES |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP}
+# What the system says where nothing can be written, or no more, and of a place that is not what it was taken for. Any
+# other OSError is a defect.
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+_OF_PLACES = UNWRITABLE | {errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 class UserError(ValueError):

@@ -43,7 +43,9 @@ def _revision() -> dict[str, Any]:
     root = Path(__file__).resolve().parents[2]
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=True).stdout.strip()
+        # Asked only: without the lock that "status" takes, which one that is killed leaves behind.
+        command = ["git", "--no-optional-locks", "-C", root, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         return {"git": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "src", "configs"))}

@@ -331,9 +331,11 @@ def publish(
     if not promotions:
         raise UserError(f"found no runs in {source}, expected some; run a study first or mend --from")
     for promotion in promotions:
-        if promotion.state != "unchanged":
-            with writing(promotion.target, "--to"):
+        with writing(promotion.target, "--to"):
+            if promotion.state != "unchanged":
                 promote(promotion)
+            run = promotion.target.relative_to(target).as_posix()
+            if promotion.state != "unchanged" or not verify.signed(target, run):
                 verify.sign(target, [promotion.target])  # at once: what is cut off here can be typed again
     return promotions
 

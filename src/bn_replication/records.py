@@ -14,7 +14,6 @@ A run is a directory ``<root>/<scale>/<study>/<arm>/seed=<n>/`` that holds
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import lzma
@@ -36,8 +35,6 @@ TABLE = "activations.json"  # what ACTIVATIONS becomes once published
 STATUSES = ("completed", "diverged", "failed")
 PACKED = ".xz"  # ends the name of a file that is packed: the smallest that the standard library can read
 TEMPORARY = ".tmp"  # ends the name of a file that is not yet whole
-# What the system says where nothing can be written, or no more.
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 _IDENTITY = ["run", "study", "arm", "seed", "scale"]
 
 

@@ -30,7 +30,7 @@ from torch import nn
 from bn_replication import build, checkpoint, jobs, records, schedules
 from bn_replication.data import load
 from bn_replication.distributed import World, is_loss, joined
-from bn_replication.errors import UserError, no_room
+from bn_replication.errors import UNWRITABLE, UserError, no_room
 from bn_replication.evaluate import one_crop
 from bn_replication.inputs import Inputs
 from bn_replication.ledger import digests_for_study
@@ -108,7 +108,7 @@ def _lead(cfg: Config, arm: str, report: Callable[..., None], world: World) -> O
             world.hear(cfg.identity())
             return _Run(cfg, arm, directory, report, world).carry_out()
     except OSError as error:
-        if error.errno in records.UNWRITABLE:
+        if error.errno in UNWRITABLE:
             raise no_room(directory, os.strerror(error.errno)) from error
         raise
 
@@ -132,7 +132,7 @@ class _Run:
             self._prepare()
             return self._train()
         except Exception as error:
-            refused = isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in records.UNWRITABLE)
+            refused = isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in UNWRITABLE)
             if not (refused or is_loss(error)):
                 self._record("failed", _reason(error), self.step, {})
             raise

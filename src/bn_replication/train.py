@@ -26,8 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bn_replication import jobs, launch, progress
-from bn_replication.errors import UserError, nearest, no_room
-from bn_replication.records import UNWRITABLE
+from bn_replication.errors import UNWRITABLE, UserError, nearest, no_room
 from bn_replication.schema import known_keys, validate
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

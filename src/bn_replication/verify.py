@@ -157,6 +157,11 @@ def sign(published: Path, anew: Iterable[Path]) -> None:
     records.atomic_write(published / MANIFEST, manifest(published, anew).encode())
 
 
+def signed(published: Path, run: str) -> bool:
+    """Return whether a run, scale/study/arm/seed=0, stands in the manifest, as it is or otherwise."""
+    return f"  {run}/{records.RUN}\n" in _read(published / MANIFEST)
+
+
 def write(published: Path, readme: Path, ledger: Mapping[str, Entry]) -> None:
     """Write both tables and the README's scoreboard from the records in ``published``."""
     runs = records.load_runs(published)
@@ -169,9 +174,8 @@ def write(published: Path, readme: Path, ledger: Mapping[str, Entry]) -> None:
 
 def _named(published: Path, runs: Iterable[str]) -> list[Path]:
     """Return the directories of ``runs``; one that neither is there nor was signed is a :class:`UserError`."""
-    listed = _read(published / MANIFEST)
     for run in runs:
-        if f"  {run}/{records.RUN}\n" not in listed and not (published / run / records.RUN).exists():
+        if not signed(published, run) and not (published / run / records.RUN).exists():
             expected = f"a run's folder as it stands below {published}, scale/study/arm/seed=0"
             raise UserError(f"--sign: found {run}, expected {expected}")
     return [published / run for run in runs]
