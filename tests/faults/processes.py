@@ -104,6 +104,11 @@ def command(*words: str, results: Path) -> list[str]:
     return [sys.executable, "-m", "bn_replication.train", *words, *fixed]
 
 
+def hearing() -> None:
+    """In a program that is about to start: a closed terminal ends it, were these tests themselves started by nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def program(*words: str, results: Path, before: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
     """Start ``python -m bn_replication.train`` in a process group of its own, as a shell would."""
     return subprocess.Popen(
@@ -112,6 +117,7 @@ def program(*words: str, results: Path, before: tuple[str, ...] = (), **environm
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=hearing,
         env=os.environ | {"JOBS": "2", "PYTHONWARNINGS": "default"} | environment,
     )
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.faults.processes import MLP, configuration, ending, place, rows, until
+from tests.faults.processes import MLP, configuration, ending, hearing, place, rows, until
 from tests.replicas import together
 
 from bn_replication import checkpoint, records
@@ -101,6 +101,7 @@ def torchrun(*words: str, results: Path, replicas: int = 2) -> subprocess.Popen[
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=hearing,
         env=os.environ | {"PYTHONWARNINGS": "default"},
     )
 
