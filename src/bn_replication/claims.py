@@ -387,10 +387,11 @@ def _measure(entry: Entry, role: str, arms: Mapping[str, Sequence[Run]], scale: 
         case Drift():
             return _known(_drift(runs[0]))
         case GapAtLoss():
-            losses = {r: (_curve(arms[r][0], metric.train)[1], _curve(arms[r][0], "test_loss")[1]) for r in arms}
-            lowest = [_lowest(*_curve(arms[r][0], metric.train)) for r in arms]
-            # A net that ended before its first evaluation has none, and is not read untrained.
-            return _known(metrics.gap_at(*losses[role], max(lowest))) if max(lowest) < math.inf else UNKNOWN
+            fits = {r: _curve(arms[r][0], metric.train) for r in arms}
+            lowest = max(float(np.min(metrics.trained(*fit)[1], initial=math.inf)) for fit in fits.values())
+            if lowest == math.inf:  # of a net that ended before its first evaluation, which is not read untrained
+                return UNKNOWN
+            return _known(metrics.gap_at(fits[role][1], _curve(arms[role][0], "test_loss")[1], lowest))
         case Grid():
             finals = {_setting(metric, run): _final(entry, metric, run, scale) for run in runs}
             grid = sorted(finals)
@@ -401,11 +402,6 @@ def _measure(entry: Entry, role: str, arms: Mapping[str, Sequence[Run]], scale: 
                 return _known(metrics.grid_spread(accuracies))
             width = metrics.usable_width(grid, accuracies, _here(entry, metric.chance, scale), metric.keep)
             return Measured(width.decades, math.inf if width.censored else width.decades)
-
-
-def _lowest(steps: np.ndarray, losses: np.ndarray) -> float:
-    """Return the lowest loss of a curve after its first update, infinite if there is none."""
-    return float(np.min(metrics.trained(steps, losses)[1], initial=math.inf))
 
 
 def _known(value: float) -> Measured:

@@ -45,9 +45,9 @@ from bn_replication.ledger import (
 from bn_replication.panels import Source
 from bn_replication.records import atomic_write, load_runs, read_run_json
 from bn_replication.scoreboard import LEGEND, by_whom, counted, measured, ours, papers, tally, unadjusted
+from bn_replication.status import axes
 
 HERE = Path(__file__).parent
-SCALE = STUDIES.parent / "scale"
 ROOTS = (Path("results/published"), Path("results/runs"))
 LIMIT = 5_000_000  # bytes the page should stay below
 PROSE = ("where", "says", "paper", "why", "amendments")
@@ -116,26 +116,24 @@ def command(study: str, scale: str, seeds: int = 0, precision: str = "float32", 
     run = COMMANDS.get(study, f"python -m bn_replication.train -m experiment={study}")
     if scale == "" or study in ("exact", "architecture"):
         return run
-    own = str(read_yaml(path)["hydra"]["sweeper"]["params"]["seed"])
-    own = read_yaml(SCALE / f"{scale}.yaml")["seeds"] if own == "${scale.seeds}" else own
-    more = own.split(",")[0] == "0" and seeds > len(own.split(","))
+    own = axes(study, scale)["seed"]
+    more = own[0] == 0 and seeds > len(own)
     if run.startswith("make "):
         return " ".join([run, *[f"SCALE={scale}"] * (scale != "laptop"), *[f"SEEDS={seeds}"] * more])
     words = [] if scale == "laptop" else [f"scale={scale}", "machine.device=cuda"]
     words += [f"precision={precision}"] if precision != "float32" else []
-    words += [*(_compared(entry) if entry else []), f"'seed=range({seeds})'"] if more else []
+    words += [*(_compared(entry, scale) if entry else []), f"'seed=range({seeds})'"] if more else []
     return " ".join([run, *words])
 
 
-def _compared(entry: Entry) -> list[str]:
+def _compared(entry: Entry, scale: str) -> list[str]:
     """Return the overrides that leave of a study's sweep the settings that a claim compares."""
     selections = [one for one in (entry.control, entry.treatment, getattr(entry.metric, "target", None)) if one]
     words = []
-    for key, values in read_yaml(STUDIES / f"{entry.study}.yaml")["hydra"]["sweeper"]["params"].items():
-        swept = str(values).split(",")
-        asked = {str(value) for selection in selections for value in selection.get(key, swept)}
-        if asked < set(swept):
-            words.append(f"{key}={','.join(value for value in swept if value in asked)}")
+    for key, values in axes(entry.study, scale).items():
+        asked = {value for selection in selections for value in selection.get(key, values)}
+        if asked < set(values):
+            words.append(f"{key}={','.join(str(value) for value in values if value in asked)}")
     return words
 
 

@@ -105,6 +105,11 @@ def mixed_arms(published: Path) -> list[str]:
 def changed_rules(published: Path, ledger: Mapping[str, Entry]) -> list[str]:
     """Return a line for every claim whose rule is not the one that its study's runs were started under."""
     faults: dict[str, list[str]] = {}
+    allowed = {
+        name: {entry_digest(entry), *(amendment.replaces for amendment in entry.amendments)}
+        | {entry_digest(entry, version - 1) for version in JUDGE_AMENDED}
+        for name, entry in ledger.items()
+    }
     for directory in records.run_directories(published):
         record = records.read_run_json(directory)
         assert record is not None
@@ -112,10 +117,8 @@ def changed_rules(published: Path, ledger: Mapping[str, Entry]) -> list[str]:
         for name, entry in ledger.items():
             if entry.study != record["study"]:
                 continue
-            amended = {amendment.replaces for amendment in entry.amendments}
-            amended |= {entry_digest(entry, version - 1) for version in JUDGE_AMENDED}
             stored = started.get(name, "none")
-            if stored != entry_digest(entry) and stored not in amended:
+            if stored not in allowed[name]:
                 what = "written" if stored == "none" else "changed"
                 faults.setdefault(f"claim {name}: its rule was {what} after the first run it judges", []).append(
                     f"{directory} (stored {stored[:12]})"

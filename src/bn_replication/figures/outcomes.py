@@ -103,8 +103,8 @@ def response(
     for i, look in enumerate(lines):
         own = frame.loc[frame["line"] == look.label].sort_values("place")
         lost = own["diverged"] | own["drawn"].isna()
-        alike = own.assign(lost=lost).groupby("place")
-        middle = own["drawn"].fillna(worst).groupby(own["place"]).median().where(alike["lost"].mean() < 0.5)
+        # Of all seeds: those that are lost lie beyond every other, and where half of them are there is no median.
+        middle = own["drawn"].fillna(worst).groupby(own["place"]).median().replace(worst, np.nan)
         ax.plot(middle.index, middle, color=look.colour, linestyle=look.dash, linewidth=1.5, label=look.label)
         # Side by side: seeds and bars of two norms at one setting would hide each other.
         shift, figure = 4 * (i - (len(lines) - 1) / 2), ax.get_figure(root=True)
